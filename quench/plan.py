@@ -1,0 +1,151 @@
+"""A plan: what a deploy wants on each host, found by running the deploy file without a network.
+
+The deploy file is the one that `pyinfra` runs, on the same inventory; only the hosts are replaced by
+pyinfra's fake connector, and no operation is asked for its commands. So what `quench render` shows
+and what a host gets come from the same calls.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyinfra
+from pyinfra import context
+from pyinfra.api.config import Config
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State, StateStage
+from pyinfra.connectors.fake import FakeConnector
+from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
+from pyinfra_cli.cli import _apply_inventory_exclude, _apply_inventory_limit
+from pyinfra_cli.inventory import make_inventory
+from pyinfra_cli.util import exec_file
+
+from quench.files import ManagedDirectory, ManagedFile
+from quench.problems import Problem, Refused
+from quench.settings import RoleSettings, unclaimed
+
+
+@dataclass(frozen=True)
+class HostPath:
+    """A path that must be on the host before the run changes anything."""
+
+    path: str
+    key: str
+    remedy: str
+
+
+@dataclass
+class HostPlan:
+    """What a deploy wants on one host, in the order in which the deploy names it."""
+
+    host: str
+    platform: str | None = None
+    settings: list[RoleSettings] = field(default_factory=list)
+    files: list[ManagedFile] = field(default_factory=list)
+    directories: list[ManagedDirectory] = field(default_factory=list)
+    paths: list[HostPath] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+Plan = dict[str, HostPlan]
+
+_recording: WeakKeyDictionary[Host, HostPlan] = WeakKeyDictionary()
+
+
+def recording() -> HostPlan | None:
+    """The plan that is being recorded for the current host, or None in a run on real hosts."""
+    return _recording.get(_current_host())
+
+
+def load_inventory(
+    path: str, *, group_data: Sequence[str] = (), override_data: Mapping[str, Any] | None = None
+) -> Inventory:
+    """The inventory as pyinfra reads it.
+
+    Raises:
+        Refused: for a path that does not exist. pyinfra itself would exit with 0 and do nothing.
+    """
+    if not Path(path).exists():
+        problem = Problem(path, "inventory", "no such file", "name an inventory, e.g. inventories/prod.py")
+        raise Refused([problem])
+    with ctx_state.use(State()):
+        return make_inventory(
+            path,
+            override_data=dict(override_data or {}),
+            cwd=os.getcwd(),
+            group_data_directories=list(group_data),
+        )
+
+
+def make_plan(
+    inventory: Inventory,
+    deploys: Sequence[str],
+    *,
+    limit: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Plan:
+    """Run deploy files against an inventory, offline.
+
+    Args:
+        deploys: paths of deploy files.
+        limit, exclude: group names or host patterns, as pyinfra's own options.
+
+    Returns:
+        A plan per host, by name. Problems stand in it; they are not raised.
+    """
+    chosen = _apply_inventory_exclude(inventory, _apply_inventory_limit(inventory, limit), exclude)
+    # Sorted, since pyinfra keeps hosts in a set, and a rendered tree must not depend on its order.
+    hosts = sorted(inventory if chosen is None else chosen, key=lambda host: host.name)
+    for host in hosts:
+        host.connector_cls = FakeConnector
+    state = State(check_for_changes=False)
+    state.cwd = os.getcwd()
+    config = Config()
+    with _as_command_line(), ctx_state.use(state), ctx_config.use(config), ctx_inventory.use(inventory):
+        state.init(inventory, config, initial_limit=hosts)
+        state.set_stage(StateStage.Prepare)
+        plan = {host.name: _plan_host(state, host, deploys) for host in hosts}
+        order = state.get_op_order()
+        for host in hosts:
+            names = (", ".join(state.op_meta[op].names) for op in order if op in state.ops[host])
+            plan[host.name].operations.extend(names)
+    return plan
+
+
+def _plan_host(state: State, host: Host, deploys: Sequence[str]) -> HostPlan:
+    host_plan = HostPlan(host.name)
+    data = host.data.dict()
+    host_plan.problems.extend(unclaimed(host.name, data))
+    _recording[host] = host_plan
+    state.activate_host(host)
+    with ctx_host.use(host):
+        for number, deploy in enumerate(deploys):
+            state.current_op_file_number = number
+            state.current_deploy_filename = deploy
+            exec_file(deploy)
+    return host_plan
+
+
+def _current_host() -> Host:
+    # `context.host` is a proxy; the dictionary must be keyed by what it stands for.
+    host = context.ctx_host.get()
+    assert isinstance(host, Host)
+    return host
+
+
+@contextmanager
+def _as_command_line() -> Iterator[None]:
+    # Operations are ordered by their line in the deploy file only when pyinfra runs as a command.
+    before, pyinfra.is_cli = pyinfra.is_cli, True
+    try:
+        yield
+    finally:
+        pyinfra.is_cli = before

@@ -1,0 +1,141 @@
+"""Everything that can be known is checked before anything is changed.
+
+`before_connecting` stands in config.py, which pyinfra reads before it opens a connection. It makes the
+plan of the run and refuses it with all problems of all hosts at once. `preflight` stands first in each
+deploy file and asks the hosts what only they know.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import click
+import gevent
+from pyinfra import context
+from pyinfra.api.facts import get_fact
+from pyinfra.api.host import Host
+from pyinfra.connectors.sshuserclient.client import get_ssh_config
+from pyinfra.context import ctx_host
+from pyinfra_cli.cli import _set_override_data
+
+from quench import facts
+from quench.plan import HostPlan, Plan, load_inventory, make_plan, recording
+from quench.problems import Problem, Refused
+
+CONNECT_SECONDS = 5.0
+
+# The plan of the run that this process is, set before the first connection.
+_plan: Plan | None = None
+
+
+def before_connecting() -> None:
+    """Plan the run of the current pyinfra command, if that runs deploy files, and refuse it if need be.
+
+    Raises:
+        Refused: with every problem that can be known without a login.
+    """
+    global _plan
+    arguments = click.get_current_context().params
+    deploys = [str(argument) for argument in arguments["operations"]]
+    if not deploys or not all(deploy.endswith(".py") and os.path.exists(deploy) for deploy in deploys):
+        return  # `fact`, `exec`, `debug-inventory`, or a deploy file that pyinfra itself will miss
+    override = _set_override_data(arguments["data"], None, None, None, None, None)
+    inventory = load_inventory(
+        arguments["inventory"], group_data=arguments["group_data"], override_data=override
+    )
+    _plan = make_plan(
+        inventory, deploys, limit=arguments["limit"], exclude=arguments["exclude"]
+    )
+    problems = offline_problems(_plan, arguments["inventory"])
+    problems += _unreachable(inventory.get_host(name) for name in _plan)
+    if problems:
+        raise Refused(problems)
+
+
+def offline_problems(plan: Plan, inventory: str) -> list[Problem]:
+    """All problems of a plan. A plan without hosts is one."""
+    if not plan:
+        return [Problem(inventory, "hosts", "no host is chosen", "correct --limit or the inventory")]
+    return [problem for host_plan in plan.values() for problem in host_plan.problems]
+
+
+def preflight() -> None:
+    """Ask all hosts of the run, at once, whether they are what their data says. First in a deploy file.
+
+    Raises:
+        Refused: if a host is not what its data says, or lacks what it must have, before any change.
+    """
+    if recording() is not None:
+        return
+    if _plan is None:
+        problem = Problem("all hosts", "config.py", "was not read", "run pyinfra in the checkout's top folder")
+        raise Refused([problem])
+    hosts = context.state.inventory.get_active_hosts()
+    first = min(host.name for host in hosts)
+    if context.host.name != first:
+        # The deploy file runs once for each host; one of them asks for all and speaks for all.
+        return
+    checks = [gevent.spawn(_host_problems, host, _plan[host.name]) for host in hosts]
+    gevent.joinall(checks, raise_error=True)
+    problems = [problem for check in checks for problem in check.value]
+    if problems:
+        raise Refused(problems)
+
+
+def _host_problems(host: Host, plan: HostPlan) -> list[Problem]:
+    with ctx_host.use(host):
+        # Without pyinfra's own sudo: it would ask for a password on a terminal that may not be there.
+        identity = get_fact(
+            context.state,
+            host,
+            facts.Identity,
+            kwargs={"paths": [path.path for path in plan.paths], "_sudo": False},
+            apply_failed_hosts=False,
+        )
+    return list(_compare(host, plan, identity))
+
+
+def _compare(host: Host, plan: HostPlan, identity: facts.HostIdentity | None) -> Iterator[Problem]:
+    name = host.name
+    if identity is None:
+        yield Problem(name, "ssh_user", "the host answers, but runs no command", "log in by hand and look")
+        return
+    if not identity.sudo:
+        user = host.data.get("ssh_user") or "the login user"
+        remedy = f"allow it in sudoers: {user} ALL=(ALL) NOPASSWD: ALL"
+        yield Problem(name, "ssh_user", f"{user} may not use sudo without a password", remedy)
+    if plan.platform is not None and identity.platform != plan.platform:
+        what = f"is {plan.platform!r}, but the host is {identity.platform!r}"
+        yield Problem(name, "platform", what, f"set platform = {identity.platform!r} for this host")
+    for path in plan.paths:
+        if identity.sudo and path.path in identity.missing:
+            yield Problem(name, path.key, f"{path.path} is not on the host", path.remedy)
+
+
+def _unreachable(hosts: Iterable[Host]) -> list[Problem]:
+    chosen = list(hosts)
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        return [problem for problem in pool.map(_knock, chosen) if problem is not None]
+
+
+def _knock(host: Host) -> Problem | None:
+    """Whether something answers on the host's SSH port. A host behind a jump host is not asked."""
+    if host.name.startswith("@"):
+        return None
+    name = host.data.get("ssh_hostname") or host.name
+    config = get_ssh_config(host.data.get("ssh_config_file"))
+    ssh = config.lookup(name) if config else {}
+    if "proxyjump" in ssh or "proxycommand" in ssh:
+        return None
+    address = str(ssh.get("hostname", name))
+    port = int(host.data.get("ssh_port") or ssh.get("port") or 22)
+    try:
+        socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        what = f"{address} port {port} does not answer: {error.strerror or error}"
+        remedy = f"start the host, correct ssh_hostname, or leave it out: --exclude {host.name}"
+        return Problem(host.name, "ssh_hostname", what, remedy)
+    return None

@@ -1,0 +1,40 @@
+# Fetch a model's files and put the folder into its place only when every checksum holds.
+#
+# The folder's SHA256SUMS names the files; its own hash is pinned in the inventory, and so pins them all.
+# An interrupted fetch goes on where it stopped. Arguments: URL FOLDER SHA256
+set -eu
+url=$1 folder=$2 want=$3
+part=$folder.part
+umask 022
+mkdir -p "$part"
+cd "$part"
+fetch() { curl --fail --silent --show-error --location --retry 3 --connect-timeout 10 "$@"; }
+holds() { printf '%s  %s\n' "$1" "$2" | sha256sum --check --status; }
+
+fetch --output SHA256SUMS "$url/SHA256SUMS"
+if ! holds "$want" SHA256SUMS; then
+    echo "quench: $url/SHA256SUMS is not the one that the inventory pins; nothing was put in place" >&2
+    exit 1
+fi
+while read -r sum name; do
+    case $name in
+    /* | *..*)
+        echo "quench: $url/SHA256SUMS names a file outside its folder: $name" >&2
+        exit 1
+        ;;
+    esac
+    [ -f "$name" ] && holds "$sum" "$name" && continue
+    fetch --continue-at - --create-dirs --output "$name" "$url/$name" || true
+    holds "$sum" "$name" && continue
+    rm -f "$name" # what was there before was another file
+    fetch --create-dirs --output "$name" "$url/$name"
+    if ! holds "$sum" "$name"; then
+        echo "quench: $url/$name does not match its checksum; nothing was put in place" >&2
+        exit 1
+    fi
+done <SHA256SUMS
+chmod -R u=rwX,go=rX .
+if [ -e "$folder" ]; then
+    mv -T "$folder" "$folder.replaced-$$"
+fi
+mv -T "$part" "$folder"

@@ -1,0 +1,81 @@
+# Put changed files into their places, or leave the host as it is.
+#
+# Standard input: base64 of a tar archive with
+#   tree/...  the changed files under their absolute paths
+#   meta      a line for each change: KIND MODE OWNER GROUP PATH, KIND one of dir, file, gone
+#   checks    a line for each command that must accept the new tree
+#   stamps    a line for each stamp that is no longer true
+#   manifest  all files of the role, as they shall be: SHA256 MODE OWNER GROUP PATH
+# Arguments: ROLE STATE_DIRECTORY NEW_SUFFIX
+set -eu
+umask 077
+role=$1 state=$2 suffix=$3
+
+# /run is in memory: a secret on its way is never written to a disk.
+stage=$(mktemp -d /run/quench.XXXXXX)
+trap 'rm -rf "$stage"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+base64 -d | tar -xzf - -C "$stage" --no-same-owner
+
+# The folders on the way to a staged file get the attributes that they have on the host.
+(cd "$stage/tree" && find . -mindepth 1 -type d) | while IFS= read -r path; do
+    if [ -d "/$path" ]; then
+        chmod --reference="/$path" "$stage/tree/$path"
+        chown --reference="/$path" "$stage/tree/$path"
+    else
+        chmod 755 "$stage/tree/$path"
+    fi
+done
+while read -r kind mode owner group path; do
+    if [ "$kind" = gone ]; then
+        mknod "$stage/tree$path" c 0 0 # overlayfs(5): hides the file below
+    else
+        chown "$owner:$group" "$stage/tree$path"
+        chmod "$mode" "$stage/tree$path"
+    fi
+done <"$stage/meta"
+
+# The checks see the new files at their real paths: a read-only overlay in a mount namespace of its own.
+if [ -s "$stage/checks" ]; then
+    STAGE=$stage unshare --mount --propagation private sh -eu -c '
+        for top in "$STAGE"/tree/*; do
+            real=/${top##*/}
+            mount -t overlay overlay -o "ro,lowerdir=$top:$real" "$real"
+        done
+        while IFS= read -r check; do
+            if ! sh -c "$check" </dev/null; then
+                echo "quench: this check refused the new files, and the old ones stay: $check" >&2
+                exit 1
+            fi
+        done <"$STAGE/checks"
+    '
+fi
+
+# From here on the host changes. Stamps go first, so that a run which ends here is made good by the next.
+mkdir -p "$state/manifest" "$state/converged"
+while IFS= read -r stamp; do
+    rm -f "$state/converged/$stamp"
+done <"$stage/stamps"
+# Until all is in place, the manifest names the old files and the new: none is ever forgotten.
+touch "$state/manifest/$role"
+cat "$state/manifest/$role" "$stage/manifest" | sort -u >"$state/manifest/.$role.new"
+mv -f "$state/manifest/.$role.new" "$state/manifest/$role"
+
+while read -r kind mode owner group path; do
+    case $kind in
+    dir)
+        mkdir -p -m 755 "${path%/*}"
+        mkdir -p "$path"
+        chown "$owner:$group" "$path"
+        chmod "$mode" "$path"
+        ;;
+    file)
+        (umask 022 && mkdir -p "${path%/*}")
+        cp -p "$stage/tree$path" "$path$suffix"
+        mv -fT "$path$suffix" "$path"
+        ;;
+    gone) rm -f "$path" "$path$suffix" ;;
+    esac
+done <"$stage/meta"
+cp "$stage/manifest" "$state/manifest/.$role.new"
+mv -f "$state/manifest/.$role.new" "$state/manifest/$role"

@@ -1,0 +1,28 @@
+# Build a Python environment from a lock file, and mark it complete only when all of it is there.
+#
+# Standard input: the lock file. Arguments: FOLDER PYTHON SHA256-OF-LOCK INDEX-URL (may be empty)
+set -eu
+folder=$1 python=$2 want=$3 index=$4
+umask 022
+if [ -s "$folder/.complete" ]; then
+    echo "quench: $folder was built from another lock file; a version is never changed once it is built: name a new version" >&2
+    exit 1
+fi
+mkdir -p "${folder%/*}"
+lock=$(mktemp)
+trap 'rm -f "$lock"' EXIT
+cat >"$lock"
+# --clear: what an interrupted run left behind is not trusted.
+"$python" -m venv --clear "$folder"
+set -- --no-deps --only-binary :all: --require-hashes
+if [ -n "$index" ]; then
+    set -- "$@" --index-url "$index"
+    # Over plain HTTP the hashes alone vouch for what comes.
+    case $index in
+    http://*) host=${index#http://} && set -- "$@" --trusted-host "${host%%[:/]*}" ;;
+    esac
+fi
+# The lock names every package with its hash, so nothing is resolved and nothing unknown is installed.
+"$folder/bin/pip" install --quiet --no-input --no-cache-dir --disable-pip-version-check \
+    "$@" --requirement "$lock"
+printf '%s\n' "$want" >"$folder/.complete"

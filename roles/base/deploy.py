@@ -1,0 +1,18 @@
+"""Bring the base of a host into place."""
+
+from __future__ import annotations
+
+from quench import account, install, packages, role, service
+from roles.base.files import CHRONY, files, sources
+from roles.base.settings import BaseSettings
+
+
+@role(BaseSettings)
+def base(settings: BaseSettings) -> None:
+    """An administrator with sudo and key, package sources, time, locale, fenced updates."""
+    install("base-sources", sources(settings))
+    packages(["chrony", "sudo", "unattended-upgrades"])
+    account(settings.admin_user, home=f"/home/{settings.admin_user}", shell="/bin/bash", groups=["sudo"])
+    managed = files(settings)
+    install("base", managed)
+    service(CHRONY, managed)

@@ -1,0 +1,89 @@
+"""Files of the base role."""
+
+from __future__ import annotations
+
+from quench import Managed, ManagedDirectory, ManagedFile, template
+from roles.base.settings import BaseSettings
+
+# Release name and package components, as sources.list(5) wants them.
+_RELEASES = {
+    "debian-12": ("bookworm", "main"),
+    "debian-13": ("trixie", "main"),
+    "ubuntu-22.04": ("jammy", "main universe"),
+    "ubuntu-24.04": ("noble", "main universe"),
+}
+CHRONY = "chrony.service"
+
+
+def files(settings: BaseSettings) -> list[Managed]:
+    """All files of the role."""
+    admin, home = settings.admin_user, f"/home/{settings.admin_user}"
+    values = {"settings": settings}
+    managed: list[Managed] = [
+        ManagedDirectory(home, owner=admin, group=admin, mode=0o700),
+        ManagedDirectory(f"{home}/.ssh", owner=admin, group=admin, mode=0o700),
+        ManagedFile(
+            f"{home}/.ssh/authorized_keys",
+            template("base", "/home/admin/.ssh/authorized_keys", values),
+            owner=admin,
+            group=admin,
+            mode=0o600,
+        ),
+        ManagedFile(
+            "/etc/sudoers.d/quench-admin",
+            template("base", "/etc/sudoers.d/quench-admin", values),
+            mode=0o440,
+            check="visudo -c -q -f /etc/sudoers",
+        ),
+        ManagedFile("/etc/default/locale", template("base", "/etc/default/locale", values)),
+        ManagedFile(
+            "/etc/apt/apt.conf.d/52quench-updates",
+            template("base", "/etc/apt/apt.conf.d/52quench-updates", values, comment="//"),
+            check="apt-config dump >/dev/null",
+        ),
+        ManagedFile(
+            "/etc/needrestart/conf.d/quench.conf",
+            template("base", "/etc/needrestart/conf.d/quench.conf", values),
+        ),
+    ]
+    if settings.ntp_servers:
+        managed.append(
+            ManagedFile(
+                "/etc/chrony/sources.d/quench.sources",
+                template("base", "/etc/chrony/sources.d/quench.sources", values),
+                restarts=CHRONY,
+            )
+        )
+        managed.append(
+            ManagedFile(
+                "/etc/chrony/chrony.conf",
+                template("base", "/etc/chrony/chrony.conf", values),
+                check="chronyd -p -f /etc/chrony/chrony.conf >/dev/null",
+                restarts=CHRONY,
+            )
+        )
+    return managed
+
+
+def sources(settings: BaseSettings) -> list[Managed]:
+    """The package sources, which must be in place before any package is installed."""
+    if settings.apt_mirror is None:
+        return []
+    release, components = _RELEASES[settings.platform]
+    distribution = settings.platform.partition("-")[0]
+    values = {
+        "settings": settings,
+        "release": release,
+        "components": components,
+        "keyring": f"/usr/share/keyrings/{distribution}-archive-keyring.gpg",
+    }
+    return [
+        ManagedFile(
+            "/etc/apt/apt.conf.d/10quench-sources",
+            template("base", "/etc/apt/apt.conf.d/10quench-sources", values, comment="//"),
+        ),
+        ManagedFile(
+            "/etc/apt/quench-sources.d/mirror.sources",
+            template("base", "/etc/apt/quench-sources.d/mirror.sources", values),
+        ),
+    ]

@@ -1,0 +1,68 @@
+"""Settings of the base role."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from quench.settings import RoleSettings
+
+
+class BaseSettings(RoleSettings):
+    """What every host has: an administrator, the right time, a locale, and fenced updates."""
+
+    prefix: ClassVar[str] = "base"
+
+    admin_user: str = Field(
+        default="quench",
+        pattern=r"^[a-z_][a-z0-9_-]{0,30}$",
+        description="Administrator with sudo and no password. The login that runs Quench may be another.",
+        examples=["ops"],
+    )
+    admin_keys: list[str] = Field(
+        description="SSH public keys of the administrator, one line each. At least one.",
+        examples=[["ssh-ed25519 AAAAC3... ops@example.org"]],
+        min_length=1,
+    )
+    apt_mirror: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+[^/\s]$",
+        description="Package mirror that replaces the distribution's own, for a network without a way out.",
+        examples=["https://mirror.example.org/debian"],
+    )
+    apt_security_mirror: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+[^/\s]$",
+        description="Mirror of the security archive. Goes with apt_mirror.",
+        examples=["https://mirror.example.org/debian-security"],
+    )
+    ntp_servers: list[str] = Field(
+        default=[],
+        description="Time servers that replace the distribution's pool. Logs are evidence only if the clock is right.",
+        examples=[["ntp1.example.org", "ntp2.example.org"]],
+    )
+    locale: str = Field(default="C.UTF-8", description="System locale.", examples=["en_GB.UTF-8"])
+    updates: Literal["security", "off"] = Field(
+        default="security",
+        description=(
+            "Automatic updates. `security` installs security updates daily, never reboots, and never touches "
+            "the kernel, the NVIDIA stack or a serving engine. `off` leaves patching to you."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_public(self) -> Self:
+        for key in self.admin_keys:
+            if "PRIVATE KEY" in key or not key.startswith(("ssh-", "ecdsa-", "sk-")):
+                raise ValueError("admin_keys holds a line that is no public key; put the .pub file's line there")
+        return self
+
+    @model_validator(mode="after")
+    def _mirrors_come_in_pairs(self) -> Self:
+        if (self.apt_mirror is None) != (self.apt_security_mirror is None):
+            raise ValueError(
+                "only one of apt_mirror and apt_security_mirror is set; "
+                "set both, else the other is fetched from the internet"
+            )
+        return self

@@ -1,0 +1,15 @@
+"""Bring log rotation into place."""
+
+from __future__ import annotations
+
+from quench import LogFiles, install, packages, role, service
+from roles.logrotate.files import files
+from roles.logrotate.settings import LogrotateSettings
+
+
+@role(LogrotateSettings)
+def logrotate(settings: LogrotateSettings, *logs: LogFiles) -> None:
+    """Rotate the logs of the services that say where theirs are."""
+    packages(["logrotate"])
+    install("logrotate", files(settings, logs))
+    service("logrotate.timer", [])

@@ -1,0 +1,28 @@
+"""Bring nginx into place, in front of the engines of the same host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyinfra import host
+
+from quench import Engine, LogFiles, Problem, Refused, install, packages, role, service
+from roles.nginx.files import LOGS, PACKAGES, UNIT, files, unknown_models
+from roles.nginx.settings import NginxSettings
+
+
+@role(NginxSettings)
+def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
+    """TLS, keys, limits and an allow-list in front of the engines. Returns its log files."""
+    problems = [
+        Problem(host.name, f"nginx_clients.{client}.models", f"no engine here serves {model!r}",
+                f"served: {', '.join(engine.model for engine in engines)}")
+        for client, model in unknown_models(settings, engines)
+    ]
+    if problems:
+        raise Refused(problems)
+    packages(PACKAGES, hold_back=[UNIT])
+    managed = files(settings, engines)
+    install("nginx", managed)
+    service(UNIT, managed)
+    return LOGS

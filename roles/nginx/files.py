@@ -1,0 +1,112 @@
+"""Files of the nginx role."""
+
+from __future__ import annotations
+
+import calendar
+from collections.abc import Sequence
+
+from quench import Engine, LogFiles, Managed, ManagedDirectory, ManagedFile, Route, template, to_json
+from roles.nginx.settings import Client, NginxSettings
+
+UNIT = "nginx.service"
+PACKAGES = ["nginx", "libnginx-mod-http-js"]
+LOGS = LogFiles(
+    service="nginx",
+    paths=("/var/log/nginx/access.json", "/var/log/nginx/error.log"),
+    # Not USR1: that has the workers open the files, which then could also empty them. On a reload the
+    # master opens them, as root.
+    reopen="systemctl reload nginx.service",
+)
+
+_USER = "www-data"
+# nginx 1.25.1 turned http2 from a parameter of listen into a directive of its own; Debian 12 has 1.22,
+# Ubuntu 22.04 has 1.18 and Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html
+_HTTP2_DIRECTIVE = {"debian-12": False, "debian-13": True, "ubuntu-22.04": False, "ubuntu-24.04": False}
+
+# The check runs as root; in the unit nginx's master is root as well. A process id file is not wanted.
+_CHECK = "nginx -t -q -g 'pid /run/quench-nginx-check.pid;'"
+
+
+def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
+    """All files of the role, for the engines of the same host."""
+    values = {
+        "settings": settings,
+        "engines": engines,
+        "routes": routes(engines),
+        "rates": sorted({(client.requests_per_minute, client.burst) for client in settings.clients.values()}),
+        "concurrencies": sorted({client.concurrent for client in settings.clients.values()}),
+        "user": _USER,
+        "http2_directive": _HTTP2_DIRECTIVE[settings.platform],
+    }
+    return [
+        ManagedDirectory("/etc/nginx/quench", group=_USER, mode=0o750),
+        ManagedFile(
+            "/etc/nginx/nginx.conf",
+            template("nginx", "/etc/nginx/nginx.conf", values),
+            check=_CHECK,
+            reloads=UNIT,
+        ),
+        ManagedFile(
+            "/etc/nginx/quench/gateway.js",
+            template("nginx", "/etc/nginx/quench/gateway.js", values, comment="//"),
+            check=_CHECK,
+            reloads=UNIT,
+        ),
+        # Read anew for each request: a key comes and goes without a reload.
+        ManagedFile(
+            "/etc/nginx/quench/keyring.json",
+            to_json("nginx", _keyring(settings)),
+            group=_USER,
+            mode=0o640,
+        ),
+        ManagedFile(
+            "/etc/nginx/quench/tls.crt",
+            settings.certificate_text(),
+            check=_CHECK,
+            reloads=UNIT,
+        ),
+        # Only the master reads it, as root; the workers, which talk to clients, cannot.
+        ManagedFile(
+            "/etc/nginx/quench/tls.key",
+            f"{settings.private_key}\n",
+            mode=0o600,
+            check=_CHECK,
+            reloads=UNIT,
+            secrets=(settings.private_key,),
+        ),
+        ManagedFile(
+            f"/etc/systemd/system/{UNIT}",
+            template("nginx", f"/etc/systemd/system/{UNIT}", values),
+            check=f"systemd-analyze verify --man=no {UNIT}",
+            restarts=UNIT,
+        ),
+    ]
+
+
+def routes(engines: Sequence[Engine]) -> list[Route]:
+    """What clients may call: what the engines offer, and the list of models, which nginx answers itself."""
+    return sorted({route for engine in engines for route in engine.routes} | {Route("GET", "/v1/models")})
+
+
+def _keyring(settings: NginxSettings) -> dict[str, object]:
+    return {
+        "keys": {
+            key.sha256: {
+                "client": name,
+                # Seconds since 1970: nginx's script compares numbers.
+                "expires": calendar.timegm(key.expires.timetuple()),
+                "models": client.models,
+                "rate": f"{client.requests_per_minute}_{client.burst}",
+                "concurrent": str(client.concurrent),
+            }
+            for name, client in sorted(settings.clients.items())
+            for key in client.keys
+        }
+    }
+
+
+def unknown_models(settings: NginxSettings, engines: Sequence[Engine]) -> list[tuple[str, str]]:
+    """Client and model, wherever a client is allowed a model that no engine serves."""
+    served = {engine.model for engine in engines}
+    clients: list[tuple[str, Client]] = sorted(settings.clients.items())
+    return [(name, model) for name, client in clients for model in client.models or [] if model not in served]

@@ -1,0 +1,49 @@
+"""Bring vLLM and its models into place."""
+
+from __future__ import annotations
+
+from quench import (
+    Engine,
+    account,
+    install,
+    model_files,
+    packages,
+    python_environment,
+    require_path,
+    role,
+    service,
+)
+from pyinfra import host
+from roles.vllm.files import engines, environment_folder, files, model_folder, unit
+from roles.vllm.settings import VllmSettings
+
+# gcc and the Python headers: Triton and Inductor compile kernels at run time. libnuma1: the CPU engine.
+PACKAGES = ["curl", "gcc", "libc6-dev", "libnuma1", "python3-dev", "python3-venv"]
+
+
+@role(VllmSettings)
+def vllm(settings: VllmSettings) -> list[Engine]:
+    """vLLM's versions side by side, each model verified, one sandboxed unit for each model."""
+    for name, model in settings.models.items():
+        if model.source is None:
+            require_path(
+                model_folder(name, model),
+                key=f"vllm_models.{name}",
+                remedy="copy the model there, or set its source and sha256",
+            )
+    packages(PACKAGES)
+    account("vllm", home="/var/lib/vllm")
+    for version in host.loop(settings.versions()):
+        lock = settings.lock_file(version).read_text()
+        python_environment(
+            environment_folder(version), lock, python=settings.python, index_url=settings.index_url
+        )
+    fetched = {name: model for name, model in settings.models.items() if model.source is not None}
+    for name in host.loop(fetched):
+        model = fetched[name]
+        model_files(model_folder(name, model), url=model.source, sha256=model.sha256)
+    managed = files(settings)
+    install("vllm", managed)
+    for name in host.loop(settings.models):
+        service(unit(name), managed)
+    return engines(settings)

@@ -1,0 +1,97 @@
+"""Files of the vllm role."""
+
+from __future__ import annotations
+
+from quench import Engine, Managed, ManagedDirectory, ManagedFile, Route, template, to_yaml
+from roles.vllm.settings import ServedModel, VllmSettings
+
+# What vLLM offers to clients, of all that it serves. Everything else it serves is open to whoever
+# reaches its port, with or without its --api-key: docs.vllm.ai, usage/security.
+ROUTES = (
+    Route("POST", "/v1/chat/completions"),
+    Route("POST", "/v1/completions"),
+    Route("POST", "/v1/embeddings"),
+    Route("POST", "/v1/responses"),
+)
+
+
+def unit(name: str) -> str:
+    """The unit that serves a model."""
+    return f"vllm@{name}.service"
+
+
+def model_folder(name: str, model: ServedModel) -> str:
+    """Where a model's files are on the host."""
+    return f"/srv/models/{name}/{model.revision}"
+
+
+def environment_folder(version: str) -> str:
+    """Where a vLLM version is on the host."""
+    return f"/opt/vllm/{version}"
+
+
+def engines(settings: VllmSettings) -> list[Engine]:
+    """What this host serves, for the proxy in front of it."""
+    return [Engine(name, model.port, ROUTES) for name, model in settings.models.items()]
+
+
+def files(settings: VllmSettings) -> list[Managed]:
+    """All files of the role."""
+    managed: list[Managed] = [ManagedDirectory("/etc/vllm"), ManagedDirectory("/srv/models")]
+    for name, model in settings.models.items():
+        managed += _model_files(settings, name, model)
+    return managed
+
+
+def _model_files(settings: VllmSettings, name: str, model: ServedModel) -> list[Managed]:
+    values = {
+        "settings": settings,
+        "name": name,
+        "model": model,
+        "environment": environment_folder(settings.version_of(model)),
+        "engine": "/etc/vllm/" + name,
+    }
+    return [
+        ManagedFile(
+            f"/etc/systemd/system/{unit(name)}",
+            template("vllm", "/etc/systemd/system/vllm@.service", values),
+            check=f"systemd-analyze verify --man=no {unit(name)}",
+            restarts=unit(name),
+        ),
+        ManagedFile(
+            f"/etc/vllm/{name}.yaml",
+            to_yaml("vllm", _serve_arguments(settings, name, model)),
+            restarts=unit(name),
+        ),
+        # Read by systemd as root and by nobody else: the engine's own user cannot open it.
+        ManagedFile(
+            f"/etc/vllm/{name}.env",
+            template("vllm", "/etc/vllm/model.env", values),
+            mode=0o600,
+            restarts=unit(name),
+            secrets=(settings.hf_token,) if settings.hf_token else (),
+        ),
+    ]
+
+
+def _serve_arguments(settings: VllmSettings, name: str, model: ServedModel) -> dict[str, object]:
+    arguments: dict[str, object] = {
+        "model": model_folder(name, model),
+        "served-model-name": name,
+        "host": "127.0.0.1",
+        "port": model.port,
+        # Without it a stop aborts every answer at once; it needs KillMode=mixed in the unit.
+        "shutdown-timeout": settings.drain_seconds,
+        # No page that explains the interface to whoever finds the port, no version in the answers.
+        "disable-fastapi-docs": True,
+        "fingerprint-mode": "none",
+        # The proxy logs who asked what; the access log would add nothing but noise.
+        "disable-uvicorn-access-log": True,
+        # Comment lines keep a stream alive while a request waits for its turn.
+        "sse-keep-alive-interval": 15,
+    }
+    if model.max_model_len is not None:
+        arguments["max-model-len"] = model.max_model_len
+    if len(model.gpus) > 1:
+        arguments["tensor-parallel-size"] = len(model.gpus)
+    return arguments | dict(model.engine_args)

@@ -1,0 +1,197 @@
+"""Settings of the vllm role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from quench.problems import Problem
+from quench.secrets import SecretRef
+from quench.settings import Model, RoleSettings
+
+REQUIREMENTS = "roles/vllm/requirements"
+
+# Arguments that this role sets itself, or that give away control of the host to whoever sends a request
+# or publishes a model. vLLM names them with dashes; both spellings are refused.
+_RESERVED = {
+    "api-key", "config", "host", "max-model-len", "model", "port", "root-path", "served-model-name",
+    "shutdown-timeout", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size", "uds",
+}
+_DANGEROUS = {
+    "allowed-local-media-path", "enable-log-outputs", "enable-log-requests", "enable-prompt-embeds",
+    "enable-sleep-mode", "middleware", "tool-server", "trust-remote-code", "trust-request-chat-template",
+    "trust-request-mm-kwargs",
+}
+
+
+class ServedModel(Model):
+    """One model, served by one unit, `vllm@NAME.service`."""
+
+    port: int = Field(
+        ge=1024, le=65535, description="TCP port on the loopback address.", examples=[8000]
+    )
+    revision: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Revision of the weights. Each has a folder of its own: /srv/models/NAME/REVISION.",
+        examples=["2026-10-01"],
+    )
+    source: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+[^/\s]$",
+        description="Where the host fetches the files from. Unset: the folder must be on the host already.",
+        examples=["https://mirror.example.org/models/llama-3.3-70b/2026-10-01"],
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the file SHA256SUMS at the source. It pins every file of the model.",
+    )
+    gpus: list[int] = Field(
+        default=[],
+        description="GPUs of this model, by index. More than one: the model is split over them.",
+        examples=[[0, 1]],
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="Longest prompt and answer together, in tokens. Unset: the model's own."
+    )
+    version: str | None = Field(
+        default=None,
+        pattern=r"^[0-9][0-9A-Za-z.+]*$",
+        description="vLLM version of this model. Unset: vllm_version. Versions stand side by side.",
+    )
+    engine_args: dict[str, JsonValue] = Field(
+        default={},
+        description="Further arguments of `vllm serve`, by their long name without the dashes.",
+        examples=[{"gpu-memory-utilization": 0.9}],
+    )
+
+    @field_validator("engine_args")
+    @classmethod
+    def _harmless(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value:
+            plain = name.replace("_", "-").removeprefix("no-")
+            if plain in _RESERVED:
+                raise ValueError(f"{name} is set by the role itself; remove it here")
+            if plain in _DANGEROUS:
+                raise ValueError(
+                    f"{name} lets requests or model files run code, read files or fill logs with prompts; remove it"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if (self.source is None) != (self.sha256 is None):
+            raise ValueError(
+                "source and sha256 go together; set both to fetch the model, or neither if it is on the host"
+            )
+        return self
+
+
+class VllmSettings(RoleSettings):
+    """vLLM as sandboxed systemd units, one for each model."""
+
+    prefix: ClassVar[str] = "vllm"
+
+    version: str = Field(
+        pattern=r"^[0-9][0-9A-Za-z.+]*$",
+        description="vLLM version. `vllm_requirements` has its lock file, VERSION.txt.",
+        examples=["0.33.0"],
+    )
+    requirements: str = Field(
+        default=REQUIREMENTS,
+        description="Folder, where the run starts, with a lock file for each version: pip requirements with hashes.",
+    )
+    models: dict[str, ServedModel] = Field(
+        min_length=1,
+        description="The models by the name that clients ask for.",
+        examples=[{"llama-3.3-70b": {"port": 8000, "revision": "2026-10-01", "gpus": [0, 1]}}],
+    )
+    device: Literal["cuda", "cpu"] = Field(
+        default="cuda", description="What the engine computes on. `cpu` is for trials: it is slow."
+    )
+    cpu_kv_cache_gib: int = Field(
+        default=4, ge=1, description="Memory for the key-value cache when device is `cpu`, in GiB."
+    )
+    index_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+$",
+        description="Python package index of the host. Unset: the one that pip on the host is set up with.",
+        examples=["https://mirror.example.org/python/simple"],
+    )
+    python: str = Field(
+        default="python3",
+        description="Interpreter on the host, 3.11 or newer. Ubuntu 22.04 ships 3.10: name another there.",
+        examples=["/usr/bin/python3.12"],
+    )
+    hf_token: SecretRef | None = Field(
+        default=None,
+        description="Hugging Face token, for engine arguments that load gated parts. Needs hub_access.",
+        examples=["env:HF_TOKEN"],
+    )
+    hub_access: bool = Field(
+        default=False,
+        description="Relaxation: let the engine talk to the Hugging Face hub. Off: nothing leaves the host.",
+    )
+    drain_seconds: int = Field(
+        default=300,
+        ge=0,
+        le=3600,
+        description="How long a stopping engine may finish the answers that it has begun, in seconds.",
+    )
+    start_seconds: int = Field(
+        default=1800,
+        ge=10,
+        description="How long an engine may take until it answers, loading of weights included, in seconds.",
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _names(cls, value: dict[str, ServedModel]) -> dict[str, ServedModel]:
+        for name in value:
+            if not all(char.isalnum() or char in "._-" for char in name) or not name[:1].isalnum():
+                raise ValueError(f"{name!r} cannot name a unit; use letters, digits, '.', '_' and '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        ports: dict[int, str] = {}
+        gpus: dict[int, str] = {}
+        for name, model in self.models.items():
+            if model.port in ports:
+                raise ValueError(
+                    f"models {ports[model.port]} and {name} are both on port {model.port}; give each its own port"
+                )
+            ports[model.port] = name
+            for gpu in model.gpus:
+                if gpu in gpus:
+                    raise ValueError(
+                        f"models {gpus[gpu]} and {name} are both on GPU {gpu}; give each GPU to one model"
+                    )
+                gpus[gpu] = name
+            if self.device == "cuda" and not model.gpus:
+                raise ValueError(f"model {name} has no GPU; set its gpus, or vllm_device = 'cpu' for a trial")
+        return self
+
+    def version_of(self, model: ServedModel) -> str:
+        """The vLLM version that serves a model."""
+        return model.version or self.version
+
+    def versions(self) -> list[str]:
+        """All versions that this host needs."""
+        return sorted({self.version_of(model) for model in self.models.values()})
+
+    def lock_file(self, version: str) -> Path:
+        """The requirements file, with hashes, of a vLLM version."""
+        return Path(self.requirements) / f"{version}.txt"
+
+    def problems(self, host: str) -> Iterator[Problem]:
+        for version in self.versions():
+            if not self.lock_file(version).exists():
+                known = ", ".join(sorted(path.stem for path in Path(self.requirements).glob("*.txt")))
+                what = f"there is no lock file {self.lock_file(version)}"
+                yield Problem(host, "vllm_version", what, f"add it, or choose from: {known or 'none'}")
+        if self.hf_token is not None and "\n" in self.hf_token.resolve():
+            yield Problem(host, "vllm_hf_token", "has more than one line", "give the token alone")
