@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from pathlib import Path
 
 import click
 from pyinfra.api.exceptions import PyinfraError
 
 from quench import ca
+from quench.files import CHECKOUT
 from quench.lab import fleet
 from quench.lab import state as lab_state
 from quench.plan import load_inventory, make_plan
@@ -24,6 +26,8 @@ class _Group(click.Group):
     """Errors that a user can mend are shown without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
+        # Roles are part of the checkout and not of a package; pyinfra finds them by its working folder.
+        sys.path.append(str(CHECKOUT))
         try:
             return super().invoke(ctx)
         except PyinfraError as error:

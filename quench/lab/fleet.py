@@ -69,7 +69,6 @@ def up(name: str, *, nodes: int, system: str, engine: str) -> Lab:
     models.ensure_model(cache_folder() / "models")
     _network(machine, lab)
     wheels.write_index(house, lab.folder / "mirror")
-    mirror.start(lab, house)
     _secrets(lab)
     wanted = [LabHost(f"node{i}", f"{lab.subnet}.{10 + i}", system) for i in range(1, nodes + 1)]
     kept = [host for host in lab.hosts if host.name not in {host.name for host in wanted}]
@@ -78,6 +77,8 @@ def up(name: str, *, nodes: int, system: str, engine: str) -> Lab:
             _start(machine, lab, host, image)
         lab = replace(lab, hosts=sorted([*kept, *wanted], key=lambda host: host.name))
         lab.save()
+        # The bridge, whose address the mirror takes, is there once a host is on it.
+        mirror.start(lab, house)
         for host in wanted:
             _bootstrap(machine, lab, host)
         _write_known_hosts(lab)
@@ -166,7 +167,7 @@ def _network(machine: Machine, lab: Lab) -> None:
     name = _network_name(lab)
     if name not in podman(machine, "network", "ls", "--format={{.Name}}").split():
         # Internal: no route leads out. The hosts reach this machine's address on the bridge, and so the mirror.
-        podman(machine, "network", "create", "--internal", "--disable-dns", f"--subnet={lab.subnet}.0/24", name)
+        podman(machine, "network", "create", "--internal", f"--subnet={lab.subnet}.0/24", name)
 
 
 def _secrets(lab: Lab) -> None:
@@ -189,7 +190,7 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
         podman(machine, "rm", "--force", container)
     podman(
         machine, "run", "--detach", f"--name={container}", f"--hostname={host.name}", f"--label=quench-lab={lab.name}",
-        "--systemd=always", f"--network={_network_name(lab)}", f"--ip={host.address}", "--restart=always",
+        "--systemd=always", "--shm-size=1g", f"--network={_network_name(lab)}", f"--ip={host.address}", "--restart=always",
         f"--cap-add={_CAPABILITIES}", "--security-opt=unmask=/proc/sys", *machine.run_flags, image, "/sbin/init",
     )
 
