@@ -1,6 +1,6 @@
 """Inference nodes: engines in a sandbox, behind nginx.
 
-    pyinfra inventories/prod.py deploys/inference.py
+pyinfra inventories/prod.py deploys/inference.py
 """
 
 from quench import preflight

@@ -16,7 +16,24 @@ from quench.problems import Problem, Refused
 from quench.role import role
 
 __all__ = [
-    "Engine", "LogFiles", "Managed", "ManagedDirectory", "ManagedFile", "Problem", "Refused", "Route",
-    "account", "install", "model_files", "packages", "preflight", "python_environment",
-    "require_path", "role", "service", "template", "to_json", "to_yaml",
+    "Engine",
+    "LogFiles",
+    "Managed",
+    "ManagedDirectory",
+    "ManagedFile",
+    "Problem",
+    "Refused",
+    "Route",
+    "account",
+    "install",
+    "model_files",
+    "packages",
+    "preflight",
+    "python_environment",
+    "require_path",
+    "role",
+    "service",
+    "template",
+    "to_json",
+    "to_yaml",
 ]

@@ -18,7 +18,7 @@ from quench.lab import fleet
 from quench.lab import state as lab_state
 from quench.plan import load_inventory, make_plan
 from quench.preflight import offline_problems
-from quench.problems import Refused, report
+from quench.problems import Refused
 from quench.render import write_tree
 
 
@@ -133,7 +133,9 @@ def lab() -> None:
     """Real systemd hosts on this machine, to try things on."""
 
 
-_name = click.option("--name", default=lab_state.default_name, show_default="$QUENCH_LAB or demo", help="Name of the lab.")
+_name = click.option(
+    "--name", default=lab_state.default_name, show_default="$QUENCH_LAB or demo", help="Name of the lab."
+)
 
 
 @lab.command("up")
@@ -141,7 +143,10 @@ _name = click.option("--name", default=lab_state.default_name, show_default="$QU
 @click.option("--nodes", default=1, show_default=True, type=click.IntRange(1, 100), help="Number of hosts.")
 @click.option("--os", "system", default="debian-12", show_default=True, type=click.Choice(list(lab_state.SYSTEMS)))
 @click.option(
-    "--engine", default="vllm-cpu", show_default=True, type=click.Choice(lab_state.ENGINES),
+    "--engine",
+    default="vllm-cpu",
+    show_default=True,
+    type=click.Choice(lab_state.ENGINES),
     help="The real vLLM for the CPU, or a stand-in for tests that need no model.",
 )
 def lab_up(name: str, nodes: int, system: str, engine: str) -> None:

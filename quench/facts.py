@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from pyinfra.api import FactBase
+from typing_extensions import override
 
 STATE_DIRECTORY = "/var/lib/quench"
 # A file on its way to its place. No program that reads a drop-in folder takes this suffix.
@@ -14,6 +15,8 @@ NEW_SUFFIX = ".quench-new"
 
 @dataclass(frozen=True)
 class HostIdentity:
+    """What a host says of itself: `debian-12`, sudo without a password, and which paths it lacks."""
+
     platform: str
     sudo: bool
     missing: frozenset[str]
@@ -22,13 +25,14 @@ class HostIdentity:
 class Identity(FactBase[HostIdentity]):
     """Operating system, whether the login user may use sudo, and which of some paths are missing."""
 
+    @override
     def command(self, paths: list[str]) -> str:
         tests = "".join(
-            f"; sudo -n test -e {shlex.quote(path)} 2>/dev/null || echo missing {shlex.quote(path)}"
-            for path in paths
+            f"; sudo -n test -e {shlex.quote(path)} 2>/dev/null || echo missing {shlex.quote(path)}" for path in paths
         )
         return f'. /etc/os-release; echo "platform $ID-$VERSION_ID"; sudo -n true 2>/dev/null && echo sudo{tests}; true'
 
+    @override
     def process(self, output: list[str]) -> HostIdentity:
         values = [line.split(" ", 1) for line in output]
         return HostIdentity(
@@ -59,6 +63,7 @@ class RoleState:
 class RoleFiles(FactBase[RoleState]):
     """State of all files of a role: content hash, mode, owner, and the role's manifest."""
 
+    @override
     def command(self, role: str, paths: list[str]) -> str:
         names = " ".join(shlex.quote(path) for path in paths)
         manifest = shlex.quote(f"{STATE_DIRECTORY}/manifest/{role}")
@@ -68,10 +73,12 @@ class RoleFiles(FactBase[RoleState]):
             f"sed 's/^/manifest /' {manifest} 2>/dev/null; true"
         )
 
+    @override
     @staticmethod
     def default() -> RoleState:
         return RoleState()
 
+    @override
     def process(self, output: list[str]) -> RoleState:
         state = RoleState()
         hashes: dict[str, str] = {}
@@ -110,6 +117,7 @@ class UnitState:
 class Unit(FactBase[UnitState]):
     """State of a systemd unit, with Quench's own stamps."""
 
+    @override
     def command(self, unit: str) -> str:
         stamp = shlex.quote(f"{STATE_DIRECTORY}/converged/{unit}")
         return (
@@ -119,10 +127,12 @@ class Unit(FactBase[UnitState]):
             f"echo reloaded=$(cat {stamp}.reload 2>/dev/null)"
         )
 
+    @override
     @staticmethod
     def default() -> UnitState:
         return UnitState({}, "", "")
 
+    @override
     def process(self, output: list[str]) -> UnitState:
         values = dict(line.split("=", 1) for line in output if "=" in line)
         return UnitState(values, values.pop("restarted", ""), values.pop("reloaded", ""))
@@ -131,15 +141,18 @@ class Unit(FactBase[UnitState]):
 class Packages(FactBase[dict[str, str]]):
     """Installed versions of some packages, by name. A package that is half installed is left out."""
 
+    @override
     def command(self, names: list[str]) -> str:
         # dpkg-query(1): db:Status-Abbrev is "ii " for a package that is wanted and whole.
         words = " ".join(shlex.quote(name) for name in names)
         return f"dpkg-query -W -f '${{db:Status-Abbrev}}|${{Package}}|${{Version}}\\n' {words} 2>/dev/null; true"
 
+    @override
     @staticmethod
     def default() -> dict[str, str]:
         return {}
 
+    @override
     def process(self, output: list[str]) -> dict[str, str]:
         rows = [line.split("|") for line in output if line.startswith("ii ")]
         return {name: version for _, name, version in rows}
@@ -148,17 +161,20 @@ class Packages(FactBase[dict[str, str]]):
 class Account(FactBase[dict[str, str]]):
     """`home`, `shell` and `groups` (sorted, comma-separated) of a user; empty if there is none."""
 
+    @override
     def command(self, user: str) -> str:
         name = shlex.quote(user)
         return (
-            f"getent passwd {name} | awk -F: '{{print \"home=\" $6; print \"shell=\" $7}}'; "
+            f'getent passwd {name} | awk -F: \'{{print "home=" $6; print "shell=" $7}}\'; '
             f"id -nG {name} 2>/dev/null | sed 's/^/groups=/'; true"
         )
 
+    @override
     @staticmethod
     def default() -> dict[str, str]:
         return {}
 
+    @override
     def process(self, output: list[str]) -> dict[str, str]:
         return dict(line.split("=", 1) for line in output if "=" in line)
 
@@ -166,9 +182,11 @@ class Account(FactBase[dict[str, str]]):
 class Text(FactBase[str]):
     """The content of a small file, or an empty text."""
 
+    @override
     def command(self, path: str) -> str:
         return f"cat {shlex.quote(path)} 2>/dev/null; true"
 
+    @override
     @staticmethod
     def default() -> str:
         return ""
@@ -177,9 +195,11 @@ class Text(FactBase[str]):
 class Sha256(FactBase[str]):
     """SHA-256 of a file, or an empty text."""
 
+    @override
     def command(self, path: str) -> str:
         return f"sha256sum {shlex.quote(path)} 2>/dev/null | cut -d' ' -f1"
 
+    @override
     @staticmethod
     def default() -> str:
         return ""

@@ -40,9 +40,7 @@ def install(role: str, managed: Sequence[Managed]) -> None:
 def _install(role: str, managed: list[Managed]) -> Commands:
     wanted = {item.dest: _entry(item) for item in managed}
     files = {path: entry for path, entry in wanted.items() if entry.sha256}
-    state = context.host.get_fact(
-        facts.RoleFiles, role=role, paths=[*wanted, *(path + NEW_SUFFIX for path in files)]
-    )
+    state = context.host.get_fact(facts.RoleFiles, role=role, paths=[*wanted, *(path + NEW_SUFFIX for path in files)])
     changed = [item for item in managed if not _in_place(item.dest, wanted[item.dest], state)]
     gone = sorted(set(state.manifest) - set(wanted))
     if changed or gone or state.manifest != files:
@@ -259,7 +257,7 @@ def require_path(path: str, *, key: str, remedy: str) -> None:
 def _script(name: str, *arguments: str, stdin: str | None = None) -> StringCommand:
     words = " ".join(shlex.quote(argument) for argument in arguments)
     command = f"sh -c {shlex.quote(_remote(name))} {shlex.quote(name)} {words}"
-    return StringCommand(command, **({"_stdin": stdin} if stdin is not None else {}))
+    return StringCommand(command) if stdin is None else StringCommand(command, _stdin=stdin)
 
 
 @cache

@@ -77,12 +77,13 @@ def load_inventory(
         problem = Problem(path, "inventory", "no such file", "name an inventory, e.g. inventories/prod.py")
         raise Refused([problem])
     with ctx_state.use(State()):
-        return make_inventory(
+        inventory: Inventory = make_inventory(
             path,
             override_data=dict(override_data or {}),
             cwd=os.getcwd(),
             group_data_directories=list(group_data),
         )
+    return inventory
 
 
 def make_plan(

@@ -43,12 +43,8 @@ def before_connecting() -> None:
     if not deploys or not all(deploy.endswith(".py") and os.path.exists(deploy) for deploy in deploys):
         return  # `fact`, `exec`, `debug-inventory`, or a deploy file that pyinfra itself will miss
     override = _set_override_data(arguments["data"], None, None, None, None, None)
-    inventory = load_inventory(
-        arguments["inventory"], group_data=arguments["group_data"], override_data=override
-    )
-    _plan = make_plan(
-        inventory, deploys, limit=arguments["limit"], exclude=arguments["exclude"]
-    )
+    inventory = load_inventory(arguments["inventory"], group_data=arguments["group_data"], override_data=override)
+    _plan = make_plan(inventory, deploys, limit=arguments["limit"], exclude=arguments["exclude"])
     problems = offline_problems(_plan, arguments["inventory"])
     problems += _unreachable(inventory.get_host(name) for name in _plan)
     if problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from pyinfra import context
 from pyinfra.api import deploy
@@ -28,7 +28,8 @@ def role(model: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable[
     """
 
     def decorate(function: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
-        run = deploy(model.prefix)(function)
+        # pyinfra's own type speaks of operations; what it gives back is the function, with a name around it.
+        run = cast("Callable[Concatenate[S, P], R]", deploy(model.prefix)(function))
 
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:

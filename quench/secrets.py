@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,11 @@ class SecretRef:
         return _resolve(self.reference)
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: type[Any], handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(cls._parse)
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "string", "pattern": rf"^({'|'.join(SCHEMES)}):.+"}
 
     @classmethod
@@ -60,14 +56,13 @@ class SecretRef:
             # The value may be the secret itself, put here by mistake: it is not repeated.
             raise PydanticCustomError(
                 "secret_reference",
-                "must be a reference to a secret, not the secret: "
-                "env:NAME, file:PATH or command:PROGRAM",
+                "must be a reference to a secret, not the secret: env:NAME, file:PATH or command:PROGRAM",
             )
         return cls(f"{scheme}:{rest}")
 
 
 # Cached so that `command:` runs once, and so that the value which was checked is the value used.
-@lru_cache(maxsize=None)
+@cache
 def _resolve(reference: str) -> str:
     scheme, _, rest = reference.partition(":")
     if scheme == "env":

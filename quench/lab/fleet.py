@@ -124,7 +124,11 @@ def execute(lab: Lab, host: str, command: str, *, stdin: str | None = None) -> s
     machine = machines.detect()
     return subprocess.run(
         [*machine.prefix, "podman", "exec", "-i", _container(lab, host), "sh", "-c", command],
-        input=stdin, capture_output=True, text=True, check=False, cwd="/",
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
     )
 
 
@@ -134,8 +138,16 @@ def ssh_command(lab: Lab, host: str) -> list[str]:
     if address is None:
         raise LabError(f"the lab {lab.name} has no host {host!r}; it has {', '.join(h.name for h in lab.hosts)}")
     return [
-        "ssh", "-i", str(lab.folder / "login.key"), "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR",
-        "-o", f"UserKnownHostsFile={lab.folder / 'known_hosts'}", f"{LOGIN}@{address}",
+        "ssh",
+        "-i",
+        str(lab.folder / "login.key"),
+        "-o",
+        "IdentitiesOnly=yes",
+        "-o",
+        "LogLevel=ERROR",
+        "-o",
+        f"UserKnownHostsFile={lab.folder / 'known_hosts'}",
+        f"{LOGIN}@{address}",
     ]
 
 
@@ -189,9 +201,22 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
     if state:
         podman(machine, "rm", "--force", container)
     podman(
-        machine, "run", "--detach", f"--name={container}", f"--hostname={host.name}", f"--label=quench-lab={lab.name}",
-        "--systemd=always", "--shm-size=1g", f"--network={_network_name(lab)}", f"--ip={host.address}", "--restart=always",
-        f"--cap-add={_CAPABILITIES}", "--security-opt=unmask=/proc/sys", *machine.run_flags, image, "/sbin/init",
+        machine,
+        "run",
+        "--detach",
+        f"--name={container}",
+        f"--hostname={host.name}",
+        f"--label=quench-lab={lab.name}",
+        "--systemd=always",
+        "--shm-size=1g",
+        f"--network={_network_name(lab)}",
+        f"--ip={host.address}",
+        "--restart=always",
+        f"--cap-add={_CAPABILITIES}",
+        "--security-opt=unmask=/proc/sys",
+        *machine.run_flags,
+        image,
+        "/sbin/init",
     )
 
 

@@ -13,7 +13,14 @@ from quench.lab.state import SYSTEMS, cache_folder
 # What a freshly installed server has, and nothing that Quench installs. python3-minimal is not among it:
 # Quench needs no Python on the host before it brings one.
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "sudo", "openssh-server", "iproute2", "ca-certificates", "procps",
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "sudo",
+    "openssh-server",
+    "iproute2",
+    "ca-certificates",
+    "procps",
     "debian-archive-keyring",
 )
 
@@ -34,8 +41,13 @@ def ensure_image(machine: Machine, system: str) -> str:
             part = archive.with_suffix(f".part-{os.getpid()}.tar")
             try:
                 run(
-                    "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-                    release, str(part), apt_mirrors()["debian"],
+                    "mmdebstrap",
+                    "--quiet",
+                    "--variant=minbase",
+                    f"--include={','.join(PACKAGES)}",
+                    release,
+                    str(part),
+                    apt_mirrors()["debian"],
                 )
                 part.replace(archive)
             finally:
@@ -68,4 +80,3 @@ def apt_mirrors() -> dict[str, str]:
         raise LabError("apt's sources name no Debian archive; set one, such as http://mirror.example.org/debian")
     found.setdefault("debian-security", f"{found['debian']}-security")
     return found
-

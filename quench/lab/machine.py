@@ -22,8 +22,15 @@ NAMESPACE = Path("/run/quench-lab.mnt")
 _CAP_SYS_RESOURCE = 24
 
 TOOLS = {
-    "podman": "podman", "mmdebstrap": "mmdebstrap", "nginx": "nginx", "ssh": "openssh-client",
-    "runc": "runc", "netavark": "netavark", "nsenter": "util-linux", "ip": "iproute2",
+    "podman": "podman",
+    "mmdebstrap": "mmdebstrap",
+    "nginx": "nginx",
+    "ssh": "openssh-client",
+    "runc": "runc",
+    "netavark": "netavark",
+    "aardvark-dns": "aardvark-dns",
+    "nsenter": "util-linux",
+    "ip": "iproute2",
 }
 # netavark lives outside PATH.
 _LIBEXEC = "/usr/lib/podman:/usr/libexec/podman"
@@ -89,7 +96,9 @@ def require_tools() -> None:
     path = f"{os.environ.get('PATH', '')}:{_LIBEXEC}:/usr/sbin:/sbin"
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None})
     if missing:
-        raise LabError(f"these packages are missing: {' '.join(missing)}; install them: apt-get install {' '.join(missing)}")
+        raise LabError(
+            f"these packages are missing: {' '.join(missing)}; install them: apt-get install {' '.join(missing)}"
+        )
 
 
 def prepare(machine: Machine) -> None:
@@ -98,7 +107,12 @@ def prepare(machine: Machine) -> None:
         return
     NAMESPACE.touch()
     run(
-        "unshare", f"--mount={NAMESPACE}", "--propagation", "private", "sh", "-ec",
+        "unshare",
+        f"--mount={NAMESPACE}",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
         f"umount -R {CGROUPS}; mount -t cgroup2 cgroup2 {CGROUPS}",
     )
 
@@ -134,9 +148,10 @@ def describe(machine: Machine) -> None:
 
 
 def _is_namespace(path: Path) -> bool:
-    return path.exists() and subprocess.run(
-        ["nsenter", f"--mount={path}", "true"], capture_output=True, check=False
-    ).returncode == 0
+    return (
+        path.exists()
+        and subprocess.run(["nsenter", f"--mount={path}", "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def _shown(command: Sequence[str]) -> str:

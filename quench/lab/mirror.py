@@ -67,8 +67,7 @@ def start(lab: Lab, house: Path) -> None:
     for path in (folder / "tmp", cache / "tmp"):
         path.mkdir(parents=True, exist_ok=True)
     archives = "".join(
-        _ARCHIVE.format(name=name, cache=cache, upstream=_upstream(name, url))
-        for name, url in apt_mirrors().items()
+        _ARCHIVE.format(name=name, cache=cache, upstream=_upstream(name, url)) for name, url in apt_mirrors().items()
     )
     address = f"{lab.gateway}:8080"
     configuration = folder / "nginx.conf"

@@ -12,10 +12,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-WORDS = "I am the stand-in engine and not a model . ".split(" ")
+WORDS = ["I", "am", "the", "stand-in", "engine", "and", "not", "a", "model", ".", ""]
 SECONDS_A_WORD = 0.02
 OPEN_ROUTES = ["/version", "/metrics", "/load", "/ping", "/openapi.json", "/v1/load_lora_adapter", "/tokenize"]
-
 
 
 def settings(path):
@@ -32,9 +31,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self.answer(200, {})
         elif self.path == "/v1/models":
-            self.answer(200, {"object": "list", "data": [{"id": self.server.model, "object": "model", "created": 0, "owned_by": "stand-in"}]})
+            self.answer(
+                200,
+                {
+                    "object": "list",
+                    "data": [{"id": self.server.model, "object": "model", "created": 0, "owned_by": "stand-in"}],
+                },
+            )
         elif self.path == "/openapi.json":
-            paths = {route: {"get": {}, "post": {}} for route in [*OPEN_ROUTES, "/health", "/v1/models", "/v1/chat/completions"]}
+            paths = {
+                route: {"get": {}, "post": {}}
+                for route in [*OPEN_ROUTES, "/health", "/v1/models", "/v1/chat/completions"]
+            }
             self.answer(200, {"openapi": "3.1.0", "paths": paths})
         elif self.path in OPEN_ROUTES:
             self.answer(200, {"route": self.path})
@@ -58,7 +66,12 @@ class Handler(BaseHTTPRequestHandler):
         chat = self.path == "/v1/chat/completions"
         count = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
         words = [WORDS[i % len(WORDS)] + " " for i in range(count)]
-        base = {"id": "stand-in", "created": 0, "model": body.get("model"), "object": "chat.completion" if chat else "text_completion"}
+        base = {
+            "id": "stand-in",
+            "created": 0,
+            "model": body.get("model"),
+            "object": "chat.completion" if chat else "text_completion",
+        }
         if not body.get("stream"):
             time.sleep(SECONDS_A_WORD * count)
             text = "".join(words)
@@ -66,7 +79,15 @@ class Handler(BaseHTTPRequestHandler):
             usage = {"prompt_tokens": 1, "completion_tokens": count, "total_tokens": count + 1}
             # Shows a test what reached the engine of the client's own headers.
             seen = {"headers": sorted(name.lower() for name in self.headers)}
-            self.answer(200, {**base, "choices": [{"index": 0, "finish_reason": "stop", **choice}], "usage": usage, "stand_in": seen})
+            self.answer(
+                200,
+                {
+                    **base,
+                    "choices": [{"index": 0, "finish_reason": "stop", **choice}],
+                    "usage": usage,
+                    "stand_in": seen,
+                },
+            )
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -75,8 +96,11 @@ class Handler(BaseHTTPRequestHandler):
         for number, word in enumerate(words):
             last = number == len(words) - 1
             part = {"delta": {"content": word}} if chat else {"text": word}
-            event = {**base, "object": f"{base['object']}.chunk" if chat else base["object"],
-                     "choices": [{"index": 0, "finish_reason": "stop" if last else None, **part}]}
+            event = {
+                **base,
+                "object": f"{base['object']}.chunk" if chat else base["object"],
+                "choices": [{"index": 0, "finish_reason": "stop" if last else None, **part}],
+            }
             self.chunk(f"data: {json.dumps(event)}\n\n")
             time.sleep(SECONDS_A_WORD)
         self.chunk("data: [DONE]\n\n")

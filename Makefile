@@ -1,0 +1,50 @@
+# The commands of this project. `make help` lists them.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help demo demo-down check test bench lock update-golden
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@echo "    setting up $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## A lab host becomes an inference node that answers
+	@scripts/lab-tools
+	@python -m tests.demo
+
+demo-down: $(READY) ## Take the demo's lab away
+	@quench lab down --name demo
+
+check: $(READY) ## Lint, types, contracts, unit, golden, plan, meta: no network, under a minute
+	@ruff check .
+	@ruff format --check .
+	@mypy
+	@lint-imports --no-logo --config pyproject.toml >/dev/null || lint-imports --no-logo --config pyproject.toml
+	@pytest -q tests/unit tests/golden tests/plan tests/meta
+
+test: check ## Everything: real hosts, the real engine, molecule
+	@scripts/lab-tools
+	@pytest -q tests/lab
+	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all
+
+bench: $(READY) ## Commands per host and seconds of a run with nothing to change
+	@scripts/lab-tools
+	@python -m tests.bench
+
+update-golden: $(READY) ## Write the rendered trees anew, to be read in the diff
+	@pytest -q tests/golden --update
+
+lock: $(READY) ## Lock all requirements anew, with hashes
+	@scripts/lock
