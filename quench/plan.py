@@ -23,9 +23,6 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State, StateStage
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
-from pyinfra_cli.cli import _apply_inventory_exclude, _apply_inventory_limit
-from pyinfra_cli.inventory import make_inventory
-from pyinfra_cli.util import exec_file
 
 from quench.files import ManagedDirectory, ManagedFile
 from quench.problems import Problem, Refused
@@ -73,6 +70,9 @@ def load_inventory(
     Raises:
         Refused: for a path that does not exist. pyinfra itself would exit with 0 and do nothing.
     """
+    # Imported where it is needed: pyinfra_cli patches the standard library for gevent as it is imported.
+    from pyinfra_cli.inventory import make_inventory
+
     if not Path(path).exists():
         problem = Problem(path, "inventory", "no such file", "name an inventory, e.g. inventories/prod.py")
         raise Refused([problem])
@@ -102,6 +102,8 @@ def make_plan(
     Returns:
         A plan per host, by name. Problems stand in it; they are not raised.
     """
+    from pyinfra_cli.cli import _apply_inventory_exclude, _apply_inventory_limit
+
     chosen = _apply_inventory_exclude(inventory, _apply_inventory_limit(inventory, limit), exclude)
     # Sorted, since pyinfra keeps hosts in a set, and a rendered tree must not depend on its order.
     hosts = sorted(inventory if chosen is None else chosen, key=lambda host: host.name)
@@ -122,6 +124,8 @@ def make_plan(
 
 
 def _plan_host(state: State, host: Host, deploys: Sequence[str]) -> HostPlan:
+    from pyinfra_cli.util import exec_file
+
     host_plan = HostPlan(host.name)
     data = host.data.dict()
     host_plan.problems.extend(unclaimed(host.name, data))

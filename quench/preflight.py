@@ -19,7 +19,6 @@ from pyinfra.api.facts import get_fact
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import get_ssh_config
 from pyinfra.context import ctx_host
-from pyinfra_cli.cli import _set_override_data
 
 from quench import facts
 from quench.plan import HostPlan, Plan, load_inventory, make_plan, recording
@@ -37,6 +36,8 @@ def before_connecting() -> None:
     Raises:
         Refused: with every problem that can be known without a login.
     """
+    from pyinfra_cli.cli import _set_override_data
+
     global _plan
     arguments = click.get_current_context().params
     deploys = [str(argument) for argument in arguments["operations"]]

@@ -1,0 +1,33 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+# Roles and deploys are found by the folder that pyinfra runs in, and so by the tests.
+sys.path.insert(0, str(CHECKOUT))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update", action="store_true", help="write the golden trees anew")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyinfra reads config.py, templates and relative paths from the folder it is run in."""
+    monkeypatch.chdir(CHECKOUT)
+
+
+@pytest.fixture(scope="session")
+def example_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate that inventories/example.py names, issued for this run."""
+    from quench import ca
+
+    folder = tmp_path_factory.mktemp("secrets")
+    ca.create(folder, "Test CA")
+    ca.issue(folder, ["llm.example.org"])
+    return folder

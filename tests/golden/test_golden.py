@@ -1,0 +1,77 @@
+"""The rendered trees, byte for byte. `make update-golden` writes them anew; the diff is what hosts would get."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quench.plan import load_inventory, make_plan
+from quench.preflight import offline_problems
+from quench.render import write_tree
+
+GOLDEN = Path(__file__).parent
+# The certificate is the site's own, and new for each run of the tests.
+CERTIFICATE = "etc/nginx/quench/tls.crt"
+
+
+def rendered(out: Path) -> Path:
+    inventory = "inventories/example.py"
+    plan = make_plan(load_inventory(inventory), ["deploys/inference.py"])
+    assert offline_problems(plan, inventory) == []
+    assert write_tree(plan, out) > 0
+    for certificate in out.rglob("tls.crt"):
+        certificate.unlink()
+    for manifest in out.rglob("MANIFEST"):
+        lines = manifest.read_text().splitlines(keepends=True)
+        manifest.write_text("".join(line for line in lines if not line.endswith(f"/{CERTIFICATE}\n")))
+    return out
+
+
+def differences(comparison: filecmp.dircmp[str], path: str = "") -> list[str]:
+    here = [f"{path}{name}: only in the golden tree" for name in comparison.left_only]
+    here += [f"{path}{name}: only in the new tree" for name in comparison.right_only]
+    _, differing, errors = filecmp.cmpfiles(comparison.left, comparison.right, comparison.common_files, shallow=False)
+    here += [f"{path}{name}: differs" for name in (*differing, *errors)]
+    for name, inner in comparison.subdirs.items():
+        here += differences(inner, f"{path}{name}/")
+    return here
+
+
+def test_the_example_renders_to_the_golden_tree(
+    tmp_path: Path, example_secrets: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
+    # The reference of the key names its folder, which is another for each run: a link makes it the same.
+    link = Path("/tmp/quench-example-secrets")
+    link.unlink(missing_ok=True)
+    link.symlink_to(example_secrets)
+    monkeypatch.setenv("QUENCH_SECRETS", str(link))
+    new = rendered(tmp_path / "new")
+    golden = GOLDEN / "example"
+    if request.config.getoption("--update"):
+        shutil.rmtree(golden, ignore_errors=True)
+        shutil.copytree(new, golden)
+    found = differences(filecmp.dircmp(golden, new))
+    assert found == [], "read the change with `make update-golden` and `git diff`"
+
+
+def test_rendering_twice_gives_the_same_bytes(
+    tmp_path: Path, example_secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
+    first, second = rendered(tmp_path / "first"), rendered(tmp_path / "second")
+    assert differences(filecmp.dircmp(first, second)) == []
+    assert (first / "node1.example.org" / "etc/nginx/nginx.conf").exists()
+
+
+def test_no_secret_is_rendered(tmp_path: Path, example_secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+    body = (example_secrets / "llm.example.org.key").read_text().splitlines()[1]
+    for path in rendered(tmp_path / "new").rglob("*"):
+        if path.is_file():
+            assert body not in path.read_text()
+            assert "hf_canary" not in path.read_text()
