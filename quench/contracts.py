@@ -28,4 +28,5 @@ class LogFiles:
 
     service: str
     paths: tuple[str, ...]
+    owner: str
     reopen: str

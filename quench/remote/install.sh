@@ -35,12 +35,15 @@ while read -r kind mode owner group path; do
     fi
 done <"$stage/meta"
 
-# The checks see the new files at their real paths: a read-only overlay in a mount namespace of its own.
+# The checks see the new files at their real paths: an overlay in a mount namespace of its own. What a check
+# writes goes with it.
 if [ -s "$stage/checks" ]; then
     STAGE=$stage unshare --mount --propagation private sh -eu -c '
         for top in "$STAGE"/tree/*; do
             real=/${top##*/}
-            mount -t overlay overlay -o "ro,lowerdir=$top:$real" "$real"
+            mkdir -p "$STAGE/upper$real" "$STAGE/work$real"
+            chmod --reference="$real" "$STAGE/upper$real"
+            mount -t overlay overlay -o "lowerdir=$top:$real,upperdir=$STAGE/upper$real,workdir=$STAGE/work$real" "$real"
         done
         while IFS= read -r check; do
             if ! sh -c "$check" </dev/null; then

@@ -9,24 +9,24 @@ from quench import Engine, LogFiles, Managed, ManagedDirectory, ManagedFile, Rou
 from roles.nginx.settings import Client, NginxSettings
 
 UNIT = "nginx.service"
+_USER = "www-data"
 PACKAGES = ["nginx", "libnginx-mod-http-js"]
 LOGS = LogFiles(
     service="nginx",
     paths=("/var/log/nginx/access.json", "/var/log/nginx/error.log"),
-    # Not USR1: that has the workers open the files, which then could also empty them. On a reload the
-    # master opens them, as root.
-    reopen="systemctl reload nginx.service",
+    owner=_USER,
+    # nginx(8): USR1 opens the log files anew.
+    reopen='kill -USR1 "$(systemctl show --property=MainPID --value nginx.service)"',
 )
-
-_USER = "www-data"
 # nginx 1.25.1 turned http2 from a parameter of listen into a directive of its own; Debian 12 has 1.22,
 # Ubuntu 22.04 has 1.18 and Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html
 _HTTP2_DIRECTIVE = {"debian-12": False, "debian-13": True, "ubuntu-22.04": False, "ubuntu-24.04": False}
 
-# As many open files as the unit allows, else the check warns in the error log.
-_CHECK = 'ulimit -Sn "$(ulimit -Hn)"; nginx -t -q'
-# The folders that nginx would make and give away at its start, for which its master has no right.
-_TEMPORARY = [f"/var/lib/nginx/{name}" for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi")]
+# As the user and with the power that the unit has, so that it also tells whether the key can be read.
+_CHECK = (
+    f'ulimit -Sn "$(ulimit -Hn)"; setpriv --reuid={_USER} --regid={_USER} --init-groups '
+    '--inh-caps=+net_bind_service --ambient-caps=+net_bind_service nginx -t -q -g "pid /dev/null;"'
+)
 
 
 def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
@@ -41,7 +41,8 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
         "http2_directive": _HTTP2_DIRECTIVE[settings.platform],
     }
     return [
-        *(ManagedDirectory(path, owner=_USER, mode=0o700) for path in _TEMPORARY),
+        ManagedDirectory("/var/lib/nginx", owner=_USER, group=_USER, mode=0o750),
+        ManagedDirectory("/var/log/nginx", owner=_USER, group="adm", mode=0o750),
         ManagedDirectory("/etc/nginx/quench", group=_USER, mode=0o750),
         ManagedFile(
             "/etc/nginx/nginx.conf",
@@ -68,11 +69,11 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
             check=_CHECK,
             reloads=UNIT,
         ),
-        # Only the master reads it, as root; the workers, which talk to clients, cannot.
         ManagedFile(
             "/etc/nginx/quench/tls.key",
             f"{settings.private_key}\n",
-            mode=0o600,
+            group=_USER,
+            mode=0o640,
             check=_CHECK,
             reloads=UNIT,
             secrets=(settings.private_key,),

@@ -1,0 +1,68 @@
+"""Log rotation: it runs each day, knows the logs, and keeps them for as long as was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from testinfra.host import Host
+
+if TYPE_CHECKING:
+    from tests.host.conftest import Entry, Unit
+
+
+@pytest.fixture(scope="module")
+def trial(host: Host) -> str:
+    """What logrotate would do now; it says so on both outputs."""
+    return str(host.check_output("logrotate --debug /etc/logrotate.conf 2>&1"))
+
+
+@pytest.fixture(scope="module")
+def texts(host: Host, manifests: dict[str, dict[str, Entry]]) -> dict[str, str]:
+    return {path: host.file(path).content_string for path in manifests["logrotate"]}
+
+
+def test_it_runs_each_day(host: Host, unit: Callable[[str], Unit]) -> None:
+    timer = unit("logrotate.timer")
+    assert host.service(timer.name).is_enabled
+    assert timer.property("ActiveState") == "active", timer.journal()
+    assert "OnCalendar=daily" in host.check_output("systemctl cat %s", timer.name)
+
+
+def test_its_last_run_succeeded(unit: Callable[[str], Unit]) -> None:
+    service = unit("logrotate.service")
+    assert service.property("Result") == "success", service.journal()
+
+
+def test_it_finds_no_error_in_its_files(trial: str) -> None:
+    errors = [line for line in trial.splitlines() if line.startswith("error")]
+    assert errors == []
+
+
+def test_logs_are_kept_by_age_and_not_by_number(texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        words = [line.split() for line in text.splitlines()]
+        assert ["rotate", "-1"] in words, path
+        assert re.search(r"^\s*maxage [1-9][0-9]*$", text, re.MULTILINE), path
+
+
+def test_old_logs_carry_their_date(texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        assert re.search(r"^\s*dateext$", text, re.MULTILINE), path
+
+
+def test_new_logs_are_for_root_alone(texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        assert re.search(r"^\s*create 0600 root root$", text, re.MULTILINE), path
+
+
+def test_the_logs_of_nginx_are_rotated(host: Host, manifests: dict[str, dict[str, Entry]], trial: str) -> None:
+    if "nginx" not in manifests:
+        pytest.skip("no nginx on this host")
+    configuration = host.check_output("nginx -T 2>/dev/null")
+    logs = re.findall(r"^\s*(?:access|error)_log (/\S+)", configuration, re.MULTILINE)
+    assert logs != []
+    missed = [log for log in logs if f"considering log {log}" not in trial]
+    assert missed == []

@@ -1,0 +1,204 @@
+"""nginx: it lets in who has a key, to what is listed, over TLS 1.3, and writes no secret down."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from testinfra.host import Host
+
+if TYPE_CHECKING:
+    from tests.host.conftest import Unit
+
+EXPOSURE = 2.0
+FOLDER = "/etc/nginx/quench"
+# What a client sends and no log may hold: as a key, in a query string, in a prompt.
+CANARY = "sk-canary-this-must-stand-in-no-log"
+
+
+@pytest.fixture(scope="module")
+def nginx(unit: Callable[[str], Unit]) -> Unit:
+    return unit("nginx.service")
+
+
+@pytest.fixture(scope="module")
+def configuration(host: Host) -> str:
+    return str(host.check_output("nginx -T 2>/dev/null"))
+
+
+@pytest.fixture(scope="module")
+def port(configuration: str) -> str:
+    ports = set(re.findall(r"^\s*listen (?:\S*:)?(\d+) ssl", configuration, re.MULTILINE))
+    assert len(ports) == 1, ports
+    return str(ports.pop())
+
+
+@pytest.fixture(scope="module")
+def status(host: Host, port: str) -> Callable[..., str]:
+    """The HTTP status of a request from the host to itself, by curl; further arguments are curl's."""
+    if not host.exists("curl"):
+        pytest.skip("the host has no curl to ask nginx with")
+    # The certificate carries the name that clients use, which need not lead here.
+    command = "curl --silent --insecure --path-as-is --max-time 10 --output /dev/null --write-out '%%{http_code}'"
+
+    def ask(path: str, *arguments: str) -> str:
+        words = [f"https://127.0.0.1:{port}{path}", *arguments]
+        return str(host.run(command + " %s" * len(words), *words).stdout)
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def keyring(host: Host) -> dict[str, dict[str, object]]:
+    keys: dict[str, dict[str, object]] = json.loads(host.file(f"{FOLDER}/keyring.json").content_string)["keys"]
+    return keys
+
+
+def test_it_is_enabled_and_runs(host: Host, nginx: Unit) -> None:
+    assert host.service(nginx.name).is_enabled
+    assert nginx.property("ActiveState") == "active", nginx.journal()
+
+
+def test_it_runs_with_its_present_unit_file(nginx: Unit) -> None:
+    assert nginx.property("NeedDaemonReload") == "no"
+    assert nginx.property("FragmentPath") == "/etc/systemd/system/nginx.service"
+
+
+def test_its_configuration_is_valid(host: Host, nginx: Unit) -> None:
+    # As many open files as the unit may have, else nginx warns.
+    done = host.run('ulimit -Sn "$(ulimit -Hn)"; nginx -t -q')
+    assert (done.rc, done.stderr) == (0, ""), nginx.journal()
+
+
+def test_it_is_shut_in(nginx: Unit) -> None:
+    assert nginx.exposure() <= EXPOSURE
+
+
+def test_the_kernel_gives_it_no_more_than_it_needs(nginx: Unit) -> None:
+    status = nginx.kernel_says()
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    # capabilities(7): SETGID 6, SETUID 7, NET_BIND_SERVICE 10.
+    assert int(status["CapBnd"], 16) & ~(1 << 6 | 1 << 7 | 1 << 10) == 0
+
+
+def test_its_workers_are_not_root(host: Host, nginx: Unit, configuration: str) -> None:
+    workers = host.check_output("ps -o user= --ppid %s", nginx.property("MainPID")).split()
+    user = re.search(r"^user (\S+);", configuration, re.MULTILINE)
+    assert user, "nginx.conf names no user"
+    assert set(workers) == {user[1]}
+    assert user[1] != "root"
+
+
+def test_it_listens_on_its_tls_port_alone(nginx: Unit, port: str) -> None:
+    assert nginx.listens_on() == {f"0.0.0.0:{port}", f"[::]:{port}"}, nginx.journal()
+
+
+def test_the_private_key_is_for_root_alone(host: Host, configuration: str) -> None:
+    file = host.file(f"{FOLDER}/tls.key")
+    assert (file.mode, file.user, file.group) == (0o600, "root", "root")
+    paths = set(re.findall(r"^\s*ssl_certificate_key (\S+);", configuration, re.MULTILINE))
+    assert paths == {file.path}
+
+
+def test_the_certificate_is_good_for_another_week(host: Host) -> None:
+    if not host.exists("openssl"):
+        pytest.skip("the host has no openssl to read the certificate with")
+    done = host.run(f"openssl x509 -noout -enddate -checkend 604800 -in {FOLDER}/tls.crt")
+    assert done.rc == 0, done.stdout
+
+
+def test_the_keyring_is_for_root_and_the_workers(host: Host) -> None:
+    file = host.file(f"{FOLDER}/keyring.json")
+    assert (file.mode, file.user) == (0o640, "root")
+    assert file.group != "root"
+
+
+def test_the_keyring_holds_hashes_and_no_key(keyring: dict[str, dict[str, object]]) -> None:
+    assert keyring != {}
+    assert [name for name in keyring if not re.fullmatch(r"[0-9a-f]{64}", name)] == []
+    for entry in keyring.values():
+        assert set(entry) == {"client", "expires", "models", "rate", "concurrent"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [[], [f"--header=Authorization: Bearer {CANARY}"], [f"--header=X-API-Key: {CANARY}"]],
+    ids=["none", "bearer", "x"],
+)
+def test_without_a_good_key_nobody_comes_in(status: Callable[..., str], nginx: Unit, key: list[str]) -> None:
+    assert status("/v1/models", *key) == "401", nginx.journal()
+    assert status("/v1/chat/completions", "--data={}", *key) == "401"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/health",
+        "/metrics",
+        "/version",
+        "/docs",
+        "/openapi.json",
+        "/tokenize",
+        "/v1/load_lora_adapter",
+        "/v1/models/",
+        "/v1//models",
+        "/v1/%6dodels",
+        "/V1/models",
+        "/health/../v1/models",
+        "/v1/models/../../health",
+    ],
+)
+def test_what_is_not_listed_is_not_there(status: Callable[..., str], path: str) -> None:
+    assert (status(path), status(path, "--request=POST")) == ("404", "404")
+
+
+def test_other_methods_are_not_there(status: Callable[..., str]) -> None:
+    answers = {method: status("/v1/models", f"--request={method}") for method in ("POST", "PUT", "DELETE", "OPTIONS")}
+    assert set(answers.values()) == {"404"}, answers
+
+
+def test_it_speaks_tls_1_3_alone(host: Host, status: Callable[..., str], port: str) -> None:
+    assert status("/v1/models", "--tlsv1.3") == "401"
+    # 35: the TLS handshake failed. Any other code would be another reason.
+    for version in ("1.0", "1.1", "1.2"):
+        done = host.run(f"curl --silent --insecure --tls-max {version} https://127.0.0.1:{port}/v1/models")
+        assert done.rc == 35, f"TLS {version}"
+
+
+def test_it_speaks_no_plain_http(host: Host, port: str) -> None:
+    answer = host.run(
+        f"curl --silent --output /dev/null --write-out '%{{http_code}}' http://127.0.0.1:{port}/v1/models"
+    )
+    assert answer.stdout == "400"
+
+
+def test_answers_do_not_tell_its_version(host: Host, status: Callable[..., str], port: str) -> None:
+    headers = host.check_output(f"curl --silent --insecure --head https://127.0.0.1:{port}/v1/models")
+    assert re.search(r"^server: nginx\s*$", headers, re.MULTILINE | re.IGNORECASE), headers
+
+
+def test_logs_are_lines_of_json_without_a_secret(
+    host: Host, status: Callable[..., str], keyring: dict[str, dict[str, object]]
+) -> None:
+    body = json.dumps({"model": CANARY, "messages": [{"role": "user", "content": CANARY}]})
+    asked = f"/v1/chat/completions?api_key={CANARY}"
+    assert status(asked, f"--header=Authorization: Bearer {CANARY}", f"--data={body}") == "401"
+    lines = host.check_output("tail --lines=1000 /var/log/nginx/access.json").splitlines()
+    records = [json.loads(line) for line in lines]
+    last = records[-1]
+    assert (last["path"], last["status"], last["client"]) == ("/v1/chat/completions", 401, "")
+    assert {"time", "request_id", "model", "method", "bytes_in", "bytes_out", "seconds", "tls"} <= set(last)
+    # grep ends with 1 if it finds nothing; the journal has what nginx wrote before it had its log files.
+    for secret in (CANARY, "Bearer ", *keyring):
+        assert host.run("grep -rlF -e %s /var/log/nginx", secret).rc == 1, "a secret stands in a log of nginx"
+        journal = host.run("journalctl --unit nginx.service --no-pager | grep -cF -e %s", secret)
+        assert journal.stdout.strip() == "0", "a secret stands in the journal of nginx"
+
+
+def test_logs_are_for_root_alone(host: Host) -> None:
+    folder = host.file("/var/log/nginx")
+    assert (folder.mode, folder.user, folder.group) == (0o700, "root", "root")

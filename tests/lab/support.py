@@ -1,0 +1,144 @@
+"""What the lab's tests are written with: the real command, on real hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quench.lab import fleet
+from quench.lab.state import Lab
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEPLOY = "deploys/inference.py"
+MODEL = "tiny-llama"
+
+# An inventory that is the lab's, but for some keys. CHANGES is filled in for each test.
+_INVENTORY = """\
+import runpy
+from datetime import date
+
+_CHANGES = {changes}
+_HOSTS = {hosts}
+inference = [
+    (name, {{**{{key: value for key, value in data.items() if key not in _CHANGES.get("remove", [])}},
+             **_CHANGES.get(name, _CHANGES.get("*", {{}}))}})
+    for name, data in runpy.run_path("inventories/lab.py")["inference"]
+    if _HOSTS is None or name in _HOSTS
+]
+inference += _CHANGES.get("add", [])
+"""
+
+
+@dataclass
+class Run:
+    """A finished pyinfra run."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return json.loads(self.out)["results"]["totals"]
+
+
+@dataclass
+class Node:
+    """A host of a lab, and the ways to it."""
+
+    lab: Lab
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return next(host.address for host in self.lab.hosts if host.name == self.name)
+
+    @property
+    def base_url(self) -> str:
+        return f"https://{self.address}/v1"
+
+    @property
+    def ca(self) -> str:
+        return str(self.lab.folder / "ca" / "ca.crt")
+
+    @property
+    def key(self) -> str:
+        return (self.lab.folder / "api.key").read_text().strip()
+
+    def root(self, command: str, *, check: bool = True) -> str:
+        """Run a command on the host as root, beside SSH."""
+        done = fleet.execute(self.lab, self.name, command)
+        if check and done.returncode != 0:
+            raise AssertionError(f"{command}: {done.stderr}{done.stdout}")
+        return done.stdout.strip()
+
+    def tree(self) -> str:
+        """All that Quench brought to the host: hash, mode and owner of each file, and the stamps."""
+        return self.root(
+            "cat /var/lib/quench/manifest/* | cut -d' ' -f5- | sort | while read -r path; do "
+            "echo \"$(stat -c '%a %U %G' $path) $(sha256sum $path)\"; done; "
+            "grep -r . /var/lib/quench/converged /var/lib/quench/manifest | sort; cat /opt/vllm/*/.complete; "
+            "find / -xdev -name '*.quench-new' 2>/dev/null; ls -d /run/quench.* 2>/dev/null; true"
+        )
+
+    def request(
+        self, path: str, *, key: str | None = None, body: object = None, method: str | None = None, timeout: float = 60
+    ) -> tuple[int, dict[str, str], bytes]:
+        """A request over TLS, checked against the lab's CA. The path goes out as it is written."""
+        context = ssl.create_default_context(cafile=self.ca)
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"https://{self.address}{path}", data=data, method=method)
+        request.add_header("Content-Type", "application/json")
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=timeout) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
+
+
+def pyinfra_command(inventory: str, *options: str, deploy: str = DEPLOY) -> list[str]:
+    return [str(Path(sys.executable).with_name("pyinfra")), inventory, deploy, "--group-data",
+            "inventories/group_data", *options]  # fmt: skip
+
+
+def run_pyinfra(node: Node, *options: str, inventory: str = "inventories/lab.py", timeout: float = 400) -> Run:
+    """The operator's command line, as a process of its own."""
+    done = subprocess.run(
+        pyinfra_command(inventory, *options), cwd=CHECKOUT, env=environment(node), capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+    )  # fmt: skip
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def environment(node: Node) -> dict[str, str]:
+    return {**os.environ, "QUENCH_LAB": node.lab.name, **node.environment}
+
+
+def write_inventory(folder: Path, changes: dict[str, Any], hosts: list[str] | None = None) -> str:
+    """An inventory file with changed data. `*` or a host's name has keys to set; `remove` and `add` say themselves."""
+    path = folder / "changed.py"
+    path.write_text(_INVENTORY.format(changes=repr(changes).replace("datetime.date", "date"), hosts=repr(hosts)))
+    return str(path)
+
+
+def lab_data(node: Node) -> dict[str, Any]:
+    """The inventory data of a host, as inventories/lab.py has it."""
+    import runpy
+
+    os.environ["QUENCH_LAB"] = node.lab.name
+    return dict(runpy.run_path("inventories/lab.py")["inference"])[node.name]

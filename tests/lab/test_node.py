@@ -1,0 +1,186 @@
+"""A bare host becomes a node that answers, with the real engine (on the CPU: the GPU is simulated by its absence)."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+from support import MODEL, Node, run_pyinfra
+
+
+@pytest.fixture(scope="module")
+def client(real_node: Node) -> Iterator[openai.OpenAI]:
+    with openai_client(real_node, real_node.key) as opened:
+        yield opened
+
+
+def openai_client(node: Node, key: str) -> openai.OpenAI:
+    http = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile=node.ca))
+    return openai.OpenAI(base_url=node.base_url, api_key=key, http_client=http, max_retries=0)
+
+
+def test_the_second_run_changes_nothing(real_node: Node) -> None:
+    run = run_pyinfra(real_node, "-y", "--json")
+    assert run.code == 0, run.text
+    assert run.totals["hosts"] > 0
+    assert run.totals["success"] == 0
+    assert run.totals["error"] == 0
+
+
+def test_a_dry_run_sees_nothing_to_change_either(real_node: Node) -> None:
+    run = run_pyinfra(real_node, "--dry", "--json")
+    assert run.code == 0, run.text
+    assert [step for step in json.loads(run.out)["plan"] if step["hosts_with_change"]] == []
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_a_chat_is_answered(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "hello"}], max_tokens=8, temperature=0
+    )
+    assert answer.usage is not None and answer.usage.completion_tokens > 0
+    assert answer.choices[0].finish_reason in ("length", "stop")
+
+
+def test_a_completion_is_answered(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="hello", max_tokens=8, extra_body={"ignore_eos": True})
+    assert answer.usage is not None and answer.usage.completion_tokens == 8
+
+
+def test_the_first_chunk_arrives_before_the_last_is_generated(client: openai.OpenAI) -> None:
+    start = time.monotonic()
+    stream = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "hello"}], max_tokens=400, stream=True,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    arrivals = [time.monotonic() - start for _ in stream]
+    assert len(arrivals) > 100
+    # Buffered, all chunks would come at once at the end.
+    assert arrivals[5] < arrivals[-1] / 2
+
+
+def test_a_wrong_key_is_refused(real_node: Node) -> None:
+    with (
+        openai_client(real_node, real_node.key[:-1] + "x") as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+
+
+def test_an_unknown_model_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.chat.completions.create(model="no-such-model", messages=[{"role": "user", "content": "hello"}])
+    assert refused.value.code == "model_not_found"
+
+
+def engine_routes(node: Node) -> set[tuple[str, str]]:
+    """Method and path of every route that the engine reports: its OpenAPI document and its route log."""
+    document = json.loads(node.root("curl -fsS http://127.0.0.1:8000/openapi.json"))
+    routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    log = node.root(f"journalctl -u vllm@{MODEL}.service -o cat | grep -o 'Route: .*' | sort -u")
+    for line in log.splitlines():
+        path, methods = line.removeprefix("Route: ").split(", Methods: ")
+        routes |= {(method.strip(), path) for method in methods.split(",")}
+    return routes
+
+
+def listed(node: Node) -> set[tuple[str, str]]:
+    """The allow-list as the host has it."""
+    from quench import Engine
+    from roles.nginx.files import routes
+    from roles.vllm.files import ROUTES
+
+    return {(route.method, route.path) for route in routes([Engine(MODEL, 8000, ROUTES)])}
+
+
+def raw_request(node: Node, method: str, path: str, key: str | None) -> int:
+    """A request whose path goes out letter by letter; HTTP libraries would mend it."""
+
+    head = f"{method} {path} HTTP/1.1\r\nHost: {node.address}\r\nConnection: close\r\nContent-Length: 2\r\n"
+    head += f"Authorization: Bearer {key}\r\n" if key else ""
+    context = ssl.create_default_context(cafile=node.ca)
+    with (
+        socket.create_connection((node.address, 443), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=node.address) as tls,
+    ):
+        tls.sendall(f"{head}\r\n{{}}".encode())
+        status = int(tls.recv(64).split(b" ")[1])
+        # To the end, so that nginx closes first and no connection is left over.
+        while tls.recv(65536):
+            pass
+        return status
+
+
+def spellings(path: str) -> list[str]:
+    return [
+        path, f"/{path}", f"{path}/", path.upper() if path.upper() != path else f"{path}/.", f"{path}/.", f"/.{path}",
+        path.replace("/", "//"), path.replace("/", "/%2e/", 1), f"/x/..{path}",
+        path[:1] + f"%{ord(path[1]):02x}" + path[2:], f"{path}%20", f"{path};x",
+    ]  # fmt: skip
+
+
+def test_what_is_not_listed_is_not_there_with_or_without_a_key(real_node: Node) -> None:
+    routes, allowed = engine_routes(real_node), listed(real_node)
+    # The engine really has what must not be reached; else this test would try nothing.
+    assert {"/metrics", "/tokenize", "/invocations", "/version", "/openapi.json"} <= {path for _, path in routes}
+    wrong = []
+    for method, path in sorted(routes):
+        concrete = path.replace("{response_id}", "resp_1")
+        for spelling in spellings(concrete):
+            if (method, spelling) in allowed or method == "HEAD":
+                continue
+            for key in (None, real_node.key):
+                status = raw_request(real_node, method, spelling, key)
+                if status != 404:
+                    wrong.append((method, spelling, bool(key), status))
+    assert wrong == []
+
+
+def test_listed_paths_are_reached(real_node: Node) -> None:
+    for method, path in sorted(listed(real_node)):
+        assert raw_request(real_node, method, path, None) == 401
+        assert raw_request(real_node, method, path, real_node.key) in (200, 400)
+
+
+def test_the_engine_is_not_reached_from_another_host(real_node: Node) -> None:
+    with pytest.raises(OSError):
+        socket.create_connection((real_node.address, 8000), timeout=2)
+    assert "127.0.0.1:8000" in real_node.root("ss -ltnH 'sport = :8000'")
+
+
+def test_a_stop_lets_a_streamed_answer_finish(real_node: Node, client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "hello"}], max_tokens=900, stream=True,
+        extra_body={"ignore_eos": True}, stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = iter(stream)
+    first = next(chunks)
+    assert first.choices
+    stopping = threading.Thread(target=real_node.root, args=(f"systemctl stop vllm@{MODEL}.service",))
+    start = time.monotonic()
+    stopping.start()
+    try:
+        rest = list(chunks)
+        answered = time.monotonic() - start
+    finally:
+        stopping.join(timeout=60)
+        real_node.root(f"systemctl start vllm@{MODEL}.service")
+    # Long enough that the stop came in the middle, and whole to the last token.
+    assert answered > 0.5
+    assert rest[-1].usage is not None and rest[-1].usage.completion_tokens == 900
+
+
+def test_the_sandbox_holds(real_node: Node) -> None:
+    for unit in (f"vllm@{MODEL}.service", "nginx.service"):
+        answer = real_node.root(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+        exposure = float(answer.split(": ")[1].split()[0])
+        assert exposure <= 2.0, answer

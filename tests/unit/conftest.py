@@ -1,0 +1,120 @@
+import getpass
+import grp
+import hashlib
+import os
+from contextlib import contextmanager
+from datetime import date
+
+import pytest
+from pyinfra.api import Config, Inventory, State
+from pyinfra.context import ctx_host, ctx_state
+
+from quench import Engine, Refused, ca, facts, operations
+from roles.nginx import NginxSettings
+from roles.vllm import VllmSettings
+from roles.vllm.files import ROUTES
+
+SERVER_NAME = "llm.example.org"
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory):
+    """A CA's folder, with a certificate for SERVER_NAME."""
+    folder = tmp_path_factory.mktemp("pki")
+    ca.create(folder, "Test CA")
+    ca.issue(folder, [SERVER_NAME])
+    return folder
+
+
+@pytest.fixture
+def nginx_data(pki):
+    return {
+        "platform": "debian-12",
+        "nginx_server_name": SERVER_NAME,
+        "nginx_certificate": str(pki / f"{SERVER_NAME}.crt"),
+        "nginx_private_key": f"file:{pki / SERVER_NAME}.key",
+        "nginx_clients": {"team-a": client("key-of-team-a")},
+    }
+
+
+@pytest.fixture
+def vllm_data():
+    return {
+        "platform": "debian-12",
+        "vllm_version": "0.32.0+cpu",
+        "vllm_models": {"llama": {"port": 8000, "revision": "1", "gpus": [0]}},
+    }
+
+
+@pytest.fixture
+def engines():
+    return [Engine("llama", 8000, ROUTES)]
+
+
+@pytest.fixture
+def make_client():
+    return client
+
+
+def client(key, **more):
+    return {"keys": [{"sha256": hashlib.sha256(key.encode()).hexdigest(), "expires": date(2099, 1, 1)}], **more}
+
+
+@pytest.fixture
+def problems():
+    """All problems of a role's data on a host, as a run would find them."""
+
+    def find(model, data):
+        try:
+            return list(model.load("node1", data).problems("node1"))
+        except Refused as refused:
+            return refused.problems
+
+    return find
+
+
+@pytest.fixture
+def nginx_problems(problems, nginx_data):
+    return lambda **changes: problems(NginxSettings, nginx_data | changes)
+
+
+@pytest.fixture
+def vllm_problems(problems, vllm_data):
+    return lambda **changes: problems(VllmSettings, vllm_data | changes)
+
+
+@pytest.fixture
+def me():
+    """Owner and group of the files that a test makes, as arguments of a managed file."""
+    return {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
+
+
+@contextmanager
+def _current(name, data):
+    inventory = Inventory(([(name, data)], {}))
+    state = State(inventory, Config())
+    host = inventory.get_host(name)
+    with ctx_state.use(state), ctx_host.use(host):
+        state.activate_host(host)
+        yield
+
+
+@pytest.fixture
+def this_machine(tmp_path, monkeypatch):
+    """This machine as pyinfra's current host, with Quench's state in a folder of the test. Facts are real."""
+    state = tmp_path / "state"
+    for module in (facts, operations):
+        monkeypatch.setattr(module, "STATE_DIRECTORY", str(state))
+    with _current("@local", {}):
+        yield state
+
+
+@pytest.fixture
+def commands():
+    """The commands of an operation on a host that answers a fact's command with these lines."""
+
+    def run(operation, answers=(), **arguments):
+        with _current("@fake", {"fake_delay": 0, "fake_delay_jitter": 0, "fake_responses": {"": list(answers)}}):
+            return [str(command) for command in operation._inner(**arguments)]
+
+    return run

@@ -1,0 +1,99 @@
+import stat
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from quench import ca
+
+
+def load(path):
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def verify(folder, certificate, name, at=None):
+    """What a TLS client does: chain, names, validity, purpose."""
+    subject = x509.IPAddress(ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
+    builder = PolicyBuilder().store(Store([load(folder / "ca.crt")])).time(at or datetime.now(UTC))
+    return builder.build_server_verifier(subject).verify(load(certificate), [])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ca.create(tmp_path / "ca", "Test CA")
+    return tmp_path / "ca"
+
+
+def test_a_client_that_trusts_the_ca_accepts_what_it_issues(folder):
+    certificate, _ = ca.issue(folder, ["llm.example.org", "10.0.0.7", "fd00::7"])
+    assert len(verify(folder, certificate, "llm.example.org")) == 2
+    assert verify(folder, certificate, "10.0.0.7")
+
+
+def test_a_certificate_holds_for_its_names_alone(folder):
+    certificate, _ = ca.issue(folder, ["llm.example.org"])
+    with pytest.raises(VerificationError):
+        verify(folder, certificate, "other.example.org")
+
+
+def test_another_ca_of_the_same_name_is_not_trusted(folder, tmp_path):
+    ca.create(tmp_path / "other", "Test CA")
+    certificate, _ = ca.issue(tmp_path / "other", ["llm.example.org"])
+    with pytest.raises(VerificationError):
+        verify(folder, certificate, "llm.example.org")
+
+
+def test_a_server_certificate_cannot_issue_others(folder):
+    certificate, _ = ca.issue(folder, ["llm.example.org"])
+    extensions = load(certificate).extensions
+    assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+
+
+def test_a_certificate_ends_after_its_days_and_is_good_on_a_clock_that_is_slow(folder):
+    certificate, _ = ca.issue(folder, ["llm.example.org"], days=10)
+    now = datetime.now(UTC)
+    assert verify(folder, certificate, "llm.example.org", now - timedelta(minutes=30))
+    with pytest.raises(VerificationError):
+        verify(folder, certificate, "llm.example.org", now + timedelta(days=10))
+
+
+def test_the_key_belongs_to_the_certificate(folder):
+    certificate, key = ca.issue(folder, ["llm.example.org"])
+    private = load_pem_private_key(key.read_bytes(), password=None)
+    assert private.public_key() == load(certificate).public_key()
+
+
+def test_keys_are_readable_by_their_owner_alone(folder):
+    _, key = ca.issue(folder, ["llm.example.org"])
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder / "ca.key", key)] == [0o600, 0o600]
+
+
+def test_a_key_file_that_stood_open_is_closed_when_a_new_key_is_put_there(folder):
+    (folder / "llm.example.org.key").touch(mode=0o644)
+    _, key = ca.issue(folder, ["llm.example.org"])
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_a_name_longer_than_a_common_name_may_be_is_issued(folder):
+    name = f"{'a' * 40}.{'b' * 40}.example.org"
+    certificate, _ = ca.issue(folder, [name])
+    assert verify(folder, certificate, name)
+
+
+def test_a_ca_is_never_replaced(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError):
+        ca.create(folder, "Another")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_ca_whose_key_was_moved_to_a_safe_place_is_not_replaced_either(folder):
+    (folder / "ca.key").unlink()
+    before = (folder / "ca.crt").read_bytes()
+    with pytest.raises(FileExistsError):
+        ca.create(folder, "Another")
+    assert (folder / "ca.crt").read_bytes() == before

@@ -1,0 +1,374 @@
+import base64
+import hashlib
+import io
+import re
+import tarfile
+
+import pytest
+
+from quench import ManagedDirectory, ManagedFile, operations, secrets
+from quench.facts import NEW_SUFFIX
+from quench.secrets import SecretRef
+
+CANARY = "canary-5f1d"
+UNIT = "engine.service"
+
+
+@pytest.fixture
+def wanted(tmp_path, me):
+    root = tmp_path / "root"
+    return [
+        ManagedDirectory(f"{root}/etc/engine", mode=0o750, **me),
+        ManagedFile(f"{root}/etc/engine/a.conf", "a\n", check="check-a", reloads=UNIT, **me),
+        ManagedFile(f"{root}/etc/engine/b.conf", "b\n", mode=0o600, check="check-b", restarts=UNIT, **me),
+    ]
+
+
+@pytest.fixture
+def install(this_machine):
+    """The commands of an installation on this machine, as it is."""
+    return lambda managed: list(operations._install._inner(role="engine", managed=managed))
+
+
+def archive(commands):
+    """What goes over standard input: lines of the lists, and the tree by its paths."""
+    (command,) = commands
+    tar = tarfile.open(fileobj=io.BytesIO(base64.b64decode(command.connector_arguments["_stdin"])))
+    lists = {name: tar.extractfile(name).read().decode().splitlines() for name in ("meta", "checks", "stamps")}
+    lists["manifest"] = tar.extractfile("manifest").read().decode()
+    tree = {
+        f"/{item.name.partition('/')[2]}": tar.extractfile(item).read() if item.isfile() else None
+        for item in tar
+        if item.name.startswith("tree/")
+    }
+    return lists, tree
+
+
+@pytest.fixture
+def installed(install, wanted, this_machine):
+    """Everything in place, as `install.sh` leaves it."""
+    from pathlib import Path
+
+    lists, _ = archive(install(wanted))
+    for item in wanted:
+        path = Path(item.dest)
+        if isinstance(item, ManagedDirectory):
+            path.mkdir(parents=True)
+        else:
+            path.write_bytes(item.revealed())
+        path.chmod(item.mode)
+    (this_machine / "manifest").mkdir(parents=True)
+    (this_machine / "manifest" / "engine").write_text(lists["manifest"])
+    return [Path(item.dest) for item in wanted]
+
+
+def test_a_bare_host_gets_every_file_in_one_command(install, wanted, me):
+    lists, tree = archive(install(wanted))
+    folder, a, b = (item.dest for item in wanted)
+    assert tree == {folder: None, a: b"a\n", b: b"b\n"}
+    owner = f"{me['owner']} {me['group']}"
+    assert lists["meta"] == [f"dir 750 {owner} {folder}", f"file 644 {owner} {a}", f"file 600 {owner} {b}"]
+    assert lists["checks"] == ["check-a", "check-b"]
+    assert lists["stamps"] == [f"{UNIT}.reload", f"{UNIT}.restart"]
+
+
+def test_the_manifest_names_each_file_with_its_hash_and_no_folder(install, wanted, me):
+    rows = archive(install(wanted))[0]["manifest"].splitlines()
+    owner = f"{me['owner']} {me['group']}"
+    assert rows == [
+        f"{hashlib.sha256(b'a' + bytes([10])).hexdigest()} 644 {owner} {wanted[1].dest}",
+        f"{hashlib.sha256(b'b' + bytes([10])).hexdigest()} 600 {owner} {wanted[2].dest}",
+    ]
+
+
+def test_the_archive_lets_nobody_else_read_it_while_it_is_unpacked(install, wanted):
+    (command,) = install(wanted)
+    tar = tarfile.open(fileobj=io.BytesIO(base64.b64decode(command.connector_arguments["_stdin"])))
+    assert all(item.mode & 0o077 == 0 for item in tar)
+
+
+def test_a_host_on_which_all_is_in_place_gets_no_command(install, wanted, installed):
+    assert install(wanted) == []
+
+
+def test_only_what_differs_travels_and_only_its_checks_run(install, wanted, installed):
+    installed[1].write_text("edited\n")
+    lists, tree = archive(install(wanted))
+    assert tree == {wanted[1].dest: b"a\n"}
+    assert lists["checks"] == ["check-a"]
+    assert lists["stamps"] == [f"{UNIT}.reload"]
+    assert len(lists["manifest"].splitlines()) == 2
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["folder", "open file", "closed file"])
+def test_a_mode_that_drifted_is_a_change(install, wanted, installed, number):
+    installed[number].chmod(0o777)
+    lists, _ = archive(install(wanted))
+    assert [row.split()[-1] for row in lists["meta"]] == [wanted[number].dest]
+
+
+def test_another_owner_is_a_change(install, wanted, installed):
+    from dataclasses import replace
+
+    other = replace(wanted[1], owner="nobody")
+    lists, _ = archive(install([wanted[0], other, wanted[2]]))
+    assert [row for row in lists["meta"] if " nobody " in row] == lists["meta"]
+
+
+def test_a_file_that_is_gone_is_put_back(install, wanted, installed):
+    installed[2].unlink()
+    assert archive(install(wanted))[1] == {wanted[2].dest: b"b\n"}
+
+
+def test_a_link_in_the_place_of_a_file_is_a_change_even_if_it_leads_to_the_same_bytes(install, wanted, installed):
+    moved = installed[1].rename(installed[1].with_name("elsewhere"))
+    installed[1].symlink_to(moved)
+    assert wanted[1].dest in archive(install(wanted))[1]
+
+
+def test_what_an_interrupted_run_left_beside_a_file_is_a_change(install, wanted, installed):
+    installed[2].with_name(installed[2].name + NEW_SUFFIX).touch()
+    assert archive(install(wanted))[1] == {wanted[2].dest: b"b\n"}
+
+
+def test_a_missing_manifest_is_a_change_although_every_file_is_in_place(install, wanted, installed, this_machine):
+    (this_machine / "manifest" / "engine").unlink()
+    lists, tree = archive(install(wanted))
+    assert (tree, lists["meta"]) == ({}, [])
+    assert len(lists["manifest"].splitlines()) == 2
+
+
+def test_a_file_that_the_role_no_longer_wants_goes(install, wanted, installed):
+    lists, tree = archive(install(wanted[:2]))
+    assert lists["meta"] == [f"gone 0 root root {wanted[2].dest}"]
+    # Its folder is staged, so that a check can be shown the host without the file.
+    assert tree == {str(installed[2].parent): None}
+    assert wanted[2].dest not in lists["manifest"]
+
+
+def test_a_file_that_the_role_never_had_is_left_alone(install, wanted, installed):
+    installed[1].with_name("theirs.conf").touch()
+    assert install(wanted) == []
+
+
+def test_a_path_with_a_space_or_a_quote_is_found_in_place(install, this_machine, tmp_path, me):
+    managed = [ManagedFile(f"{tmp_path}/it's here.conf", "x", **me)]
+    lists, _ = archive(install(managed))
+    (tmp_path / "it's here.conf").write_text("x")
+    (this_machine / "manifest").mkdir(parents=True)
+    (this_machine / "manifest" / "engine").write_text(lists["manifest"])
+    assert install(managed) == []
+
+
+@pytest.fixture
+def secret_file(tmp_path, me, monkeypatch):
+    monkeypatch.setenv("QUENCH_TEST_INSTALL", CANARY)
+    secrets._resolve.cache_clear()
+    secret = SecretRef("env:QUENCH_TEST_INSTALL")
+    yield ManagedFile(f"{tmp_path}/key", f"key={secret}\n", mode=0o600, restarts=UNIT, secrets=(secret,), **me)
+    secrets._resolve.cache_clear()
+
+
+def test_a_secret_travels_on_standard_input_and_stands_in_no_command(install, secret_file):
+    commands = install([secret_file])
+    assert archive(commands)[1] == {secret_file.dest: f"key={CANARY}\n".encode()}
+    (command,) = commands
+    for text in (str(command), repr(command), command.get_raw_value()):
+        assert CANARY not in text
+        assert base64.b64encode(CANARY.encode()).decode().rstrip("=")[:-1] not in text
+
+
+def test_a_lock_file_travels_on_standard_input_too(this_machine):
+    (command,) = operations._python_environment._inner(
+        folder="/opt/x/1", lock="vllm==1 --hash=sha256:00\n", python="python3", index_url=None
+    )
+    assert command.connector_arguments["_stdin"].startswith("vllm==1")
+    assert "vllm==1" not in str(command)
+
+
+@pytest.fixture
+def service(commands, wanted):
+    """The command that keeps a unit running, on a host where systemd answers this."""
+
+    def run(answers=(), managed=wanted, inputs=()):
+        return commands(operations._service, answers, unit=UNIT, managed=managed, inputs=list(inputs))
+
+    return run
+
+
+@pytest.fixture
+def settled(service):
+    """What a host answers after a first run."""
+    (command,) = service()
+    stamps = dict(re.findall(r"echo (\w{64}) >\S+\.(restart|reload)", command))
+    hashes = {kind: digest for digest, kind in stamps.items()}
+    return {
+        "ActiveState": "active",
+        "UnitFileState": "enabled",
+        "NeedDaemonReload": "no",
+        "ConditionResult": "yes",
+        "restarted": hashes["restart"],
+        "reloaded": hashes["reload"],
+    }
+
+
+def answers(values):
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def test_a_unit_that_never_ran_is_enabled_and_restarted_and_only_then_stamped(service):
+    (command,) = service()
+    steps = [
+        "systemctl daemon-reload",
+        f"systemctl unmask --runtime --quiet {UNIT}",
+        f"systemctl enable --quiet {UNIT}",
+        f"systemctl restart {UNIT}",
+        f"{UNIT}.restart",
+        f"{UNIT}.reload",
+    ]
+    places = [command.index(step) for step in steps]
+    assert places == sorted(places)
+    # A stamp without success would hide a failed restart from the next run.
+    assert ";" not in command[: command.index("|| {")].replace("; }", "")
+
+
+def test_a_unit_that_runs_with_its_present_files_gets_no_command(service, settled):
+    assert service(answers(settled)) == []
+
+
+def test_a_changed_file_that_a_reload_reads_reloads_and_does_not_restart(service, settled, wanted, me):
+    changed = [wanted[0], ManagedFile(wanted[1].dest, "new", reloads=UNIT, **me), wanted[2]]
+    (command,) = service(answers(settled), managed=changed)
+    assert f"systemctl reload {UNIT}" in command
+    assert "restart " not in command
+    assert "daemon-reload" not in command
+
+
+def test_a_changed_file_that_only_a_start_reads_restarts(service, settled, wanted, me):
+    changed = [wanted[0], wanted[1], ManagedFile(wanted[2].dest, "b\n", mode=0o640, restarts=UNIT, **me)]
+    (command,) = service(answers(settled), managed=changed)
+    assert f"systemctl restart {UNIT}" in command
+
+
+def test_a_file_of_another_unit_touches_nothing(service, settled, wanted, me):
+    other = ManagedFile("/etc/other.conf", "x", restarts="other.service", **me)
+    assert service(answers(settled), managed=[*wanted, other]) == []
+
+
+def test_another_input_restarts(service, settled):
+    assert "systemctl restart" in service(answers(settled), inputs=["1.1"])[0]
+
+
+def test_a_new_value_of_a_secret_restarts(service, secret_file, monkeypatch):
+    before = service(managed=[secret_file])
+    assert service(managed=[secret_file]) == before
+    monkeypatch.setenv("QUENCH_TEST_INSTALL", "another")
+    secrets._resolve.cache_clear()
+    assert service(managed=[secret_file]) != before
+
+
+def test_a_unit_that_died_is_restarted_although_nothing_changed(service, settled):
+    (command,) = service(answers(settled | {"ActiveState": "failed"}))
+    assert f"systemctl restart {UNIT}" in command
+
+
+def test_a_restart_that_failed_last_time_is_tried_again(service, settled):
+    # install.sh removes the stamp before it changes a file.
+    assert f"systemctl restart {UNIT}" in service(answers(settled | {"restarted": ""}))[0]
+    assert f"systemctl reload {UNIT}" in service(answers(settled | {"reloaded": ""}))[0]
+
+
+def test_a_unit_that_a_condition_keeps_from_running_is_settled_once_it_was_tried(service, settled):
+    skipped = {"ActiveState": "inactive", "ConditionResult": "no"}
+    assert service(answers(settled | skipped)) == []
+    assert service(answers(settled | skipped | {"restarted": ""})) != []
+    assert service(answers(settled | skipped | {"ConditionResult": "yes"})) != []
+
+
+def test_a_unit_that_was_disabled_is_enabled_without_a_restart(service, settled):
+    (command,) = service(answers(settled | {"UnitFileState": "disabled"}))
+    assert f"systemctl enable --quiet {UNIT}" in command
+    assert "restart " not in command
+
+
+def test_a_unit_file_that_changed_on_disk_is_read_again_without_a_restart(service, settled):
+    (command,) = service(answers(settled | {"NeedDaemonReload": "yes"}))
+    assert "systemctl daemon-reload" in command
+    assert "restart " not in command
+
+
+def test_a_unit_that_does_not_start_says_why_from_its_journal(service):
+    assert f"journalctl --unit {UNIT}" in service()[0]
+
+
+@pytest.fixture
+def packages(commands):
+    def run(*installed, names=("nginx", "curl"), hold_back=()):
+        return commands(operations._packages, installed, names=list(names), hold_back=list(hold_back))
+
+    return run
+
+
+def test_packages_that_are_there_are_left_as_they_are(packages):
+    assert packages("ii |nginx|1.22.1-9", "ii |curl|7.88") == []
+
+
+def test_only_missing_packages_are_installed_and_without_recommendations(packages):
+    (command,) = packages("ii |nginx|1.22.1-9")
+    assert command.endswith("--no-install-recommends install curl")
+
+
+@pytest.mark.parametrize("status", ["iF ", "iU ", "rc ", "un "])
+def test_a_package_that_is_not_whole_counts_as_missing(packages, status):
+    (command,) = packages(f"{status}|nginx|1.22.1-9", "ii |curl|7.88")
+    assert command.endswith("install nginx")
+
+
+def test_a_service_is_held_back_before_its_package_is_unpacked(packages):
+    (command,) = packages(hold_back=["nginx.service"])
+    assert 0 < command.index("systemctl mask --runtime --quiet nginx.service") < command.index("install nginx curl")
+
+
+@pytest.fixture
+def account(commands):
+    def run(*answers, groups=()):
+        arguments = {"user": "ops", "home": "/home/ops", "shell": "/bin/bash", "groups": list(groups)}
+        return commands(operations._account, answers, **arguments)
+
+    return run
+
+
+def test_a_missing_user_is_made_without_a_home_and_then_put_into_its_groups(account):
+    create, add = account(groups=["sudo"])
+    assert create == "useradd --system --user-group --no-create-home --home-dir /home/ops --shell /bin/bash ops"
+    assert add == "usermod --append --groups sudo ops"
+
+
+def test_a_user_as_wanted_is_left_alone_with_its_other_groups(account):
+    assert account("home=/home/ops", "shell=/bin/bash", "groups=ops sudo audio", groups=["sudo"]) == []
+
+
+def test_a_user_with_another_shell_is_changed(account):
+    (command,) = account("home=/home/ops", "shell=/bin/sh", "groups=ops")
+    assert command == "usermod --home /home/ops --shell /bin/bash ops"
+
+
+def test_an_environment_is_built_unless_it_is_complete_for_this_very_lock(commands):
+    arguments = {"folder": "/opt/vllm/1", "lock": "vllm==1\n", "python": "python3", "index_url": None}
+    sha256 = hashlib.sha256(b"vllm==1\n").hexdigest()
+    assert commands(operations._python_environment, [sha256], **arguments) == []
+    for answer in ([], [sha256[::-1]]):
+        assert len(commands(operations._python_environment, answer, **arguments)) == 1
+
+
+def test_a_model_is_fetched_unless_its_list_of_checksums_is_the_pinned_one(commands):
+    arguments = {"folder": "/srv/models/a/1", "url": "http://mirror.example.org/a", "sha256": "ab" * 32}
+    assert commands(operations._model_files, ["ab" * 32], **arguments) == []
+    (command,) = commands(operations._model_files, ["cd" * 32], **arguments)
+    assert command.endswith(f"fetch_model.sh http://mirror.example.org/a /srv/models/a/1 {'ab' * 32}")
+
+
+def test_what_stands_in_an_argument_is_no_shell(commands):
+    arguments = {"folder": "/srv/models/$(reboot)/1", "url": "http://a/;reboot", "sha256": "ab" * 32}
+    (command,) = commands(operations._model_files, [], **arguments)
+    assert command.endswith(f"'http://a/;reboot' '/srv/models/$(reboot)/1' {'ab' * 32}")
