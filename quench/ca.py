@@ -28,8 +28,9 @@ def create(folder: Path, name: str, *, days: int = 3650) -> None:
     Raises:
         FileExistsError: if there is one. It is never replaced: all it issued would be worthless.
     """
-    if (folder / KEY).exists():
-        raise FileExistsError(f"{folder / KEY} is there already")
+    for path in (folder / KEY, folder / CERTIFICATE):
+        if path.exists():
+            raise FileExistsError(f"{path} is there already")
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -111,5 +112,7 @@ def _general_name(name: str) -> x509.GeneralName:
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # The mode above counts for a new file only.
+    os.fchmod(descriptor, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(text)

@@ -22,6 +22,9 @@ from quench.plan import HostPath, recording
 
 Commands = Generator[StringCommand, None, None]
 
+# Held by each command that changes a host. What a killed run left running comes to its end first.
+_LOCK = "flock --timeout 900 /run/quench.lock"
+
 
 def install(role: str, managed: Sequence[Managed]) -> None:
     """Bring all files of a role into place in one operation.
@@ -146,7 +149,7 @@ def _service(unit: str, managed: list[Managed], inputs: list[str]) -> Commands:
     if steps:
         # The journal says why a unit did not start; without it the operator would have to log in.
         why = f"{{ journalctl --unit {quoted} --lines 20 --no-pager --output cat >&2; exit 1; }}"
-        yield StringCommand(f"{{ {' && '.join(steps)}; }} || {why}")
+        yield _change(f"{{ {' && '.join(steps)}; }} || {why}")
 
 
 def _digest(files: Sequence[ManagedFile], inputs: Sequence[str]) -> str:
@@ -178,11 +181,11 @@ def _packages(names: list[str], hold_back: list[str]) -> Commands:
         "export DEBIAN_FRONTEND=noninteractive",
         *masks,
         # Heals what an interrupted run left half configured.
-        "dpkg --configure -a --force-confold",
+        '{ [ -z "$(dpkg --audit)" ] || dpkg --configure -a --force-confold; }',
         "apt-get -q -o DPkg::Lock::Timeout=300 update",
         f"apt-get {options} --fix-broken --no-install-recommends install {words}",
     ]
-    yield StringCommand(" && ".join(steps))
+    yield _change(" && ".join(steps))
 
 
 def account(user: str, *, home: str, shell: str = "/usr/sbin/nologin", groups: Sequence[str] = ()) -> None:
@@ -201,12 +204,14 @@ def _account(user: str, home: str, shell: str, groups: list[str]) -> Commands:
     quoted = shlex.quote(user)
     attributes = f"--home-dir {shlex.quote(home)} --shell {shlex.quote(shell)}"
     if not present:
-        yield StringCommand(f"useradd --system --user-group --no-create-home {attributes} {quoted}")
+        yield _change(
+            f"id -u {quoted} >/dev/null 2>&1 || useradd --system --user-group --no-create-home {attributes} {quoted}"
+        )
     elif (present["home"], present["shell"]) != (home, shell):
-        yield StringCommand(f"usermod {attributes.replace('--home-dir', '--home')} {quoted}")
+        yield _change(f"usermod {attributes.replace('--home-dir', '--home')} {quoted}")
     missing = sorted(set(groups) - set(present.get("groups", "").split()))
     if missing:
-        yield StringCommand(f"usermod --append --groups {','.join(missing)} {quoted}")
+        yield _change(f"usermod --append --groups {','.join(missing)} {quoted}")
 
 
 def python_environment(folder: str, lock: str, *, python: str, index_url: str | None) -> None:
@@ -254,9 +259,13 @@ def require_path(path: str, *, key: str, remedy: str) -> None:
         plan.paths.append(HostPath(path, key, remedy))
 
 
+def _change(command: str) -> StringCommand:
+    return StringCommand(f"{_LOCK} sh -c {shlex.quote(command)}")
+
+
 def _script(name: str, *arguments: str, stdin: str | None = None) -> StringCommand:
     words = " ".join(shlex.quote(argument) for argument in arguments)
-    command = f"sh -c {shlex.quote(_remote(name))} {shlex.quote(name)} {words}"
+    command = f"{_LOCK} sh -c {shlex.quote(_remote(name))} {shlex.quote(name)} {words}"
     return StringCommand(command) if stdin is None else StringCommand(command, _stdin=stdin)
 
 

@@ -72,14 +72,20 @@ def _resolve(reference: str) -> str:
     elif scheme == "file":
         try:
             value = Path(rest).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise SecretUnavailable(f"{rest} cannot be read: {reason}") from None
+        except OSError as error:
+            raise SecretUnavailable(f"{rest} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SecretUnavailable(f"{rest} cannot be read: it is not text") from None
+        except RuntimeError:
+            raise SecretUnavailable(f"{rest} cannot be read: there is no such user") from None
     else:
-        done = subprocess.run(["sh", "-c", rest], capture_output=True, text=True, check=False)
+        done = subprocess.run(["sh", "-c", rest], capture_output=True, check=False)
         if done.returncode != 0:
             raise SecretUnavailable(f"command ended with exit code {done.returncode}: {rest}")
-        value = done.stdout
+        try:
+            value = done.stdout.decode()
+        except UnicodeDecodeError:
+            raise SecretUnavailable(f"command printed something that is not text: {rest}") from None
     value = value.rstrip("\n")
     if not value:
         raise SecretUnavailable(f"{reference} is empty")

@@ -48,12 +48,19 @@ class RoleSettings(Model):
         """
         start = f"{cls.prefix}_"
         values = {key.removeprefix(start): value for key, value in data.items() if key.startswith(start)}
+        # The platform is the host's and has no prefix; with one, it is a key that nobody reads.
+        misplaced = values.pop("platform", None) is not None
         if "platform" in data:
             values["platform"] = data["platform"]
+        problems = [Problem(host, f"{start}platform", "unknown key", "did you mean platform?")] * misplaced
         try:
-            return cls.model_validate(values)
+            settings = cls.model_validate(values)
         except ValidationError as error:
-            raise Refused(_problem(cls, host, details) for details in error.errors()) from None
+            problems += [_problem(cls, host, details) for details in error.errors()]
+            raise Refused(problems) from None
+        if problems:
+            raise Refused(problems)
+        return settings
 
     def problems(self, host: str) -> Iterator[Problem]:
         """What the model cannot say of itself, such as a certificate that has expired. Reads the
@@ -80,15 +87,18 @@ def unclaimed(host: str, data: Mapping[str, Any]) -> Iterator[Problem]:
         if key == "platform" or _PYINFRA_KEYS.match(key) or key.startswith("site_"):
             continue
         if not any(key.startswith(f"{prefix}_") for prefix in roles):
-            valid = [f"{prefix}_{name}" for prefix, role in roles.items() for name in role.model_fields]
+            names = ((prefix, name) for prefix, role in roles.items() for name in role.model_fields)
+            valid = ["platform", *(f"{prefix}_{name}" for prefix, name in names if name != "platform")]
             yield Problem(host, key, "no role reads this key", _nearest(key, valid))
 
 
-def _nearest(word: str, valid: list[str]) -> str:
+def _nearest(word: str, valid: list[str], prefix: str = "") -> str:
     match = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     if match:
-        return f"did you mean {match[0]}?"
-    return f"valid keys: {', '.join(sorted(valid))}" if len(valid) < 20 else "remove it, or name your own keys site_*"
+        return f"did you mean {prefix}{match[0]}?"
+    if len(valid) < 20:
+        return f"valid keys: {', '.join(prefix + name for name in sorted(valid))}"
+    return "remove it, or name your own keys site_*"
 
 
 def _problem(model: type[RoleSettings], host: str, error: ErrorDetails) -> Problem:
@@ -100,7 +110,8 @@ def _problem(model: type[RoleSettings], host: str, error: ErrorDetails) -> Probl
         parent = _model_at(model, location[:-1])
         names = [name for name in parent.model_fields if name != "platform"]
         if parent is model:
-            return Problem(host, key, "unknown key", _nearest(key, [f"{model.prefix}_{n}" for n in names]))
+            # Compared without the prefix, which would make anything look alike.
+            return Problem(host, key, "unknown key", _nearest(location[-1], names, prefix=f"{model.prefix}_"))
         return Problem(host, key, "unknown key", _nearest(location[-1], names))
     if kind == "missing":
         return Problem(host, key, "is not set", "set it in the inventory's group_data or on the host")
@@ -110,7 +121,14 @@ def _problem(model: type[RoleSettings], host: str, error: ErrorDetails) -> Probl
     if kind == "secret_reference":
         return Problem(host, key, error["msg"], "put the value in the environment or in a file")
     message = error["msg"][0].lower() + error["msg"][1:]
-    return Problem(host, key, f"{_shown(error['input'])}: {message}", _expected(model, location))
+    shown = "" if _holds_keys(model, location) else f"{_shown(error['input'])}: "
+    return Problem(host, key, f"{shown}{message}", _expected(model, location))
+
+
+def _holds_keys(model: type[BaseModel], location: list[str]) -> bool:
+    """Whether a field on the way is marked `repr=False`: a secret may stand there by mistake."""
+    fields = (_model_at(model, location[:depth]).model_fields.get(part) for depth, part in enumerate(location))
+    return any(field is not None and not field.repr for field in fields)
 
 
 def _shown(value: object) -> str:

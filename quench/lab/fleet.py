@@ -234,7 +234,12 @@ def _bootstrap(machine: Machine, lab: Lab, host: LabHost) -> None:
             break
         time.sleep(0.2)
     else:
-        raise LabError(f"{host.name} does not come up; look: podman logs {_container(lab, host.name)}")
+        # Each host's systemd takes about five of them, and all hosts share root's.
+        limit = Path("/proc/sys/fs/inotify/max_user_instances").read_text().strip()
+        raise LabError(
+            f"{host.name} does not come up. With many hosts the cause is often fs.inotify.max_user_instances "
+            f"({limit} here, about 5 for a host): take other labs down, or raise it"
+        )
     public = (lab.folder / "login.key.pub").read_text().strip()
     done = execute(lab, host.name, "sh -s", stdin=_BOOTSTRAP.format(login=LOGIN, key=public))
     if done.returncode != 0:

@@ -64,11 +64,11 @@ touch "$state/manifest/$role"
 cat "$state/manifest/$role" "$stage/manifest" | sort -u >"$state/manifest/.$role.new"
 mv -f "$state/manifest/.$role.new" "$state/manifest/$role"
 
+units_gone=
 while read -r kind mode owner group path; do
     case $kind in
     dir)
-        mkdir -p -m 755 "${path%/*}"
-        mkdir -p "$path"
+        (umask 022 && mkdir -p "$path")
         chown "$owner:$group" "$path"
         chmod "$mode" "$path"
         ;;
@@ -77,8 +77,15 @@ while read -r kind mode owner group path; do
         cp -p "$stage/tree$path" "$path$suffix"
         mv -fT "$path$suffix" "$path"
         ;;
-    gone) rm -f "$path" "$path$suffix" ;;
+    gone)
+        # A unit that is no longer wanted ends; its file alone would leave it running.
+        case $path in
+        /etc/systemd/system/*.service) systemctl disable --now --quiet "${path##*/}" && units_gone=1 ;;
+        esac
+        rm -f "$path" "$path$suffix"
+        ;;
     esac
 done <"$stage/meta"
+[ -z "$units_gone" ] || systemctl daemon-reload
 cp "$stage/manifest" "$state/manifest/.$role.new"
 mv -f "$state/manifest/.$role.new" "$state/manifest/$role"

@@ -12,6 +12,14 @@ _RELEASES = {
     "ubuntu-22.04": ("jammy", "main universe"),
     "ubuntu-24.04": ("noble", "main universe"),
 }
+# The time servers that each distribution's own package is set up with.
+_POOLS = {
+    "debian-12": "2.debian.pool.ntp.org",
+    "debian-13": "2.debian.pool.ntp.org",
+    "ubuntu-22.04": "ntp.ubuntu.com",
+    "ubuntu-24.04": "ntp.ubuntu.com",
+}
+
 CHRONY = "chrony.service"
 
 
@@ -19,7 +27,7 @@ def files(settings: BaseSettings) -> list[Managed]:
     """All files of the role."""
     admin, home = settings.admin_user, f"/home/{settings.admin_user}"
     values = {"settings": settings}
-    managed: list[Managed] = [
+    return [
         ManagedDirectory(home, owner=admin, group=admin, mode=0o700),
         ManagedDirectory(f"{home}/.ssh", owner=admin, group=admin, mode=0o700),
         ManagedFile(
@@ -45,24 +53,13 @@ def files(settings: BaseSettings) -> list[Managed]:
             "/etc/needrestart/conf.d/quench.conf",
             template("base", "/etc/needrestart/conf.d/quench.conf", values),
         ),
+        ManagedFile(
+            "/etc/chrony/chrony.conf",
+            template("base", "/etc/chrony/chrony.conf", {"settings": settings, "pool": _POOLS[settings.platform]}),
+            check="chronyd -p -f /etc/chrony/chrony.conf >/dev/null",
+            restarts=CHRONY,
+        ),
     ]
-    if settings.ntp_servers:
-        managed.append(
-            ManagedFile(
-                "/etc/chrony/sources.d/quench.sources",
-                template("base", "/etc/chrony/sources.d/quench.sources", values),
-                restarts=CHRONY,
-            )
-        )
-        managed.append(
-            ManagedFile(
-                "/etc/chrony/chrony.conf",
-                template("base", "/etc/chrony/chrony.conf", values),
-                check="chronyd -p -f /etc/chrony/chrony.conf >/dev/null",
-                restarts=CHRONY,
-            )
-        )
-    return managed
 
 
 def sources(settings: BaseSettings) -> list[Managed]:

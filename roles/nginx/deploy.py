@@ -23,6 +23,11 @@ def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
         )
         for client, model in unknown_models(settings, engines)
     ]
+    problems += [
+        Problem(host.name, "nginx_port", f"{engine.model} has the port {engine.port}", "give nginx another")
+        for engine in engines
+        if engine.port == settings.port
+    ]
     if problems:
         raise Refused(problems)
     packages(PACKAGES, hold_back=[UNIT])

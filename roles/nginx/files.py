@@ -15,8 +15,9 @@ LOGS = LogFiles(
     service="nginx",
     paths=("/var/log/nginx/access.json", "/var/log/nginx/error.log"),
     owner=_USER,
-    # nginx(8): USR1 opens the log files anew.
-    reopen='kill -USR1 "$(systemctl show --property=MainPID --value nginx.service)"',
+    # nginx(8): USR1 opens the log files anew. A stopped unit has the main process 0, and kill(1) would then
+    # signal logrotate itself.
+    reopen='pid=$(systemctl show --property=MainPID --value nginx.service); [ "$pid" = 0 ] || kill -USR1 "$pid"',
 )
 # nginx 1.25.1 turned http2 from a parameter of listen into a directive of its own; Debian 12 has 1.22,
 # Ubuntu 22.04 has 1.18 and Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from typing_extensions import override
 
 from quench.problems import Problem
-from quench.secrets import SecretRef
+from quench.secrets import SecretRef, SecretUnavailable
 from quench.settings import Model, RoleSettings
 
 
@@ -52,6 +52,7 @@ class NginxSettings(RoleSettings):
     )
     port: int = Field(default=443, ge=1, le=65535, description="TCP port for clients.")
     certificate: str = Field(
+        repr=False,
         description="Path, where the run starts, of the certificate and its chain, in PEM.",
         examples=["secrets/llm.example.org.crt"],
     )
@@ -60,6 +61,7 @@ class NginxSettings(RoleSettings):
     )
     clients: dict[str, Client] = Field(
         min_length=1,
+        repr=False,
         description="The keyring: clients by the name that the access log carries.",
         examples=[{"team-a": {"keys": [{"sha256": "0f3c...", "expires": "date(2027, 6, 30)"}]}}],
     )
@@ -88,11 +90,12 @@ class NginxSettings(RoleSettings):
                 owners[key.sha256] = name
         return value
 
-    @model_validator(mode="after")
-    def _certificate_is_public(self) -> Self:
-        if "PRIVATE KEY" in self.certificate:
-            raise ValueError("certificate holds a private key; give the path of the certificate")
-        return self
+    @field_validator("certificate")
+    @classmethod
+    def _certificate_is_a_path(cls, value: str) -> str:
+        if "\n" in value or "-----" in value:
+            raise ValueError("holds a certificate or a key; give the path of the certificate's file")
+        return value
 
     def certificate_text(self) -> str:
         """The certificate and its chain, in PEM."""
@@ -103,12 +106,20 @@ class NginxSettings(RoleSettings):
         key = "nginx_certificate"
         try:
             certificate = x509.load_pem_x509_certificates(self.certificate_text().encode())[0]
-        except OSError as error:
-            yield Problem(host, key, f"{self.certificate}: {error.strerror}", "put the certificate there")
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "there is no such user"
+            yield Problem(host, key, f"{self.certificate}: {reason}", "put the certificate there")
             return
         except ValueError:
             yield Problem(host, key, f"{self.certificate} is no PEM certificate", "convert it: openssl x509")
             return
+        if "PRIVATE KEY" in self.certificate_text():
+            yield Problem(
+                host,
+                key,
+                f"{self.certificate} holds a private key beside the certificate, which everyone on the host may read",
+                "give the certificate and its chain alone",
+            )
         now = datetime.now(UTC)
         if certificate.not_valid_after_utc <= now:
             when = certificate.not_valid_after_utc.date()
@@ -125,6 +136,8 @@ class NginxSettings(RoleSettings):
             )
         try:
             private = load_pem_private_key(self.private_key.resolve().encode(), password=None)
+        except SecretUnavailable:
+            return  # said for every secret alike, by the role decorator
         except (ValueError, TypeError):
             yield Problem(
                 host,

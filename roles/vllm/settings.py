@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 from typing_extensions import override
 
 from quench.problems import Problem
-from quench.secrets import SecretRef
+from quench.secrets import SecretRef, SecretUnavailable
 from quench.settings import Model, RoleSettings
 
 REQUIREMENTS = "roles/vllm/requirements"
@@ -20,6 +21,7 @@ REQUIREMENTS = "roles/vllm/requirements"
 _RESERVED = {
     "api-key",
     "config",
+    "hf-token",
     "host",
     "max-model-len",
     "model",
@@ -66,7 +68,7 @@ class ServedModel(Model):
         pattern=r"^[0-9a-f]{64}$",
         description="SHA-256 of the file SHA256SUMS at the source. It pins every file of the model.",
     )
-    gpus: list[int] = Field(
+    gpus: list[Annotated[int, Field(ge=0)]] = Field(
         default=[],
         description="GPUs of this model, by index. More than one: the model is split over them.",
         examples=[[0, 1]],
@@ -89,10 +91,13 @@ class ServedModel(Model):
     @classmethod
     def _harmless(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name in value:
+            if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+                raise ValueError(f"{name!r} is no argument's name; give it without dashes and value")
             plain = name.replace("_", "-").removeprefix("no-")
-            if plain in _RESERVED:
+            # vLLM takes the beginning of a name for the whole of it.
+            if any(reserved.startswith(plain) for reserved in _RESERVED):
                 raise ValueError(f"{name} is set by the role itself; remove it here")
-            if plain in _DANGEROUS:
+            if any(dangerous.startswith(plain) for dangerous in _DANGEROUS):
                 raise ValueError(
                     f"{name} lets requests or model files run code, read files or fill logs with prompts; remove it"
                 )
@@ -168,7 +173,7 @@ class VllmSettings(RoleSettings):
     @classmethod
     def _names(cls, value: dict[str, ServedModel]) -> dict[str, ServedModel]:
         for name in value:
-            if not all(char.isalnum() or char in "._-" for char in name) or not name[:1].isalnum():
+            if not all(char.isascii() and (char.isalnum() or char in "._-") for char in name) or not name[:1].isalnum():
                 raise ValueError(f"{name!r} cannot name a unit; use letters, digits, '.', '_' and '-'")
         return value
 
@@ -209,5 +214,8 @@ class VllmSettings(RoleSettings):
                 known = ", ".join(sorted(path.stem for path in Path(self.requirements).glob("*.txt")))
                 what = f"there is no lock file {self.lock_file(version)}"
                 yield Problem(host, "vllm_version", what, f"add it, or choose from: {known or 'none'}")
-        if self.hf_token is not None and "\n" in self.hf_token.resolve():
-            yield Problem(host, "vllm_hf_token", "has more than one line", "give the token alone")
+        try:
+            if self.hf_token is not None and "\n" in self.hf_token.resolve():
+                yield Problem(host, "vllm_hf_token", "has more than one line", "give the token alone")
+        except SecretUnavailable:
+            return  # said for every secret alike, by the role decorator

@@ -97,8 +97,9 @@ class Node:
     def request(
         self, path: str, *, key: str | None = None, body: object = None, method: str | None = None, timeout: float = 60
     ) -> tuple[int, dict[str, str], bytes]:
-        """A request over TLS, checked against the lab's CA. The path goes out as it is written."""
+        """A request over TLS, checked against the lab's CA; not by name, since some tests share a certificate."""
         context = ssl.create_default_context(cafile=self.ca)
+        context.check_hostname = False
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(f"https://{self.address}{path}", data=data, method=method)
         request.add_header("Content-Type", "application/json")
@@ -108,7 +109,8 @@ class Node:
             with urllib.request.urlopen(request, context=context, timeout=timeout) as answer:
                 return answer.status, dict(answer.headers), answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, dict(error.headers), error.read()
+            with error:
+                return error.code, dict(error.headers), error.read()
 
 
 def pyinfra_command(inventory: str, *options: str, deploy: str = DEPLOY) -> list[str]:

@@ -1,7 +1,7 @@
-import getpass
 import grp
 import hashlib
 import os
+import pwd
 from contextlib import contextmanager
 from datetime import date
 
@@ -86,7 +86,7 @@ def vllm_problems(problems, vllm_data):
 @pytest.fixture
 def me():
     """Owner and group of the files that a test makes, as arguments of a managed file."""
-    return {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
+    return {"owner": pwd.getpwuid(os.geteuid()).pw_name, "group": grp.getgrgid(os.getegid()).gr_name}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from jinja2 import UndefinedError
 from quench import ManagedFile, template, to_json, to_yaml
 from quench.secrets import SecretRef
 
-LOG = {"settings": {"max_mebibytes": 1, "keep_days": 1}, "log": {"paths": ["/a"], "reopen": "true"}}
+LOCALE = {"settings": {"locale": "C.UTF-8"}}
 
 
 @pytest.fixture
@@ -21,26 +21,26 @@ def secret(monkeypatch):
 
 
 def test_a_template_opens_with_who_manages_it_and_what_to_change_instead():
-    first, second, *body = template("logrotate", "/etc/logrotate.d/service", LOG).splitlines()
-    assert first == "# Managed by Quench, role logrotate, from templates/logrotate/etc/logrotate.d/service.j2."
-    assert "logrotate_*" in second
+    first, second, *body = template("base", "/etc/default/locale", LOCALE).splitlines()
+    assert first == "# Managed by Quench, role base, from templates/base/etc/default/locale.j2."
+    assert "base_*" in second
     assert body
 
 
 def test_the_header_is_a_comment_of_the_files_own_language():
-    first = template("logrotate", "/etc/logrotate.d/service", LOG, comment="//").splitlines()[0]
+    first = template("base", "/etc/default/locale", LOCALE, comment="//").splitlines()[0]
     assert first.startswith("// Managed by Quench")
 
 
 def test_a_file_carries_nothing_of_the_run():
     # No date, no time, no version, no host: the same settings give the same bytes on any day.
-    text = template("logrotate", "/etc/logrotate.d/service", LOG) + to_yaml("vllm", {}) + to_json("nginx", {})
+    text = template("base", "/etc/default/locale", LOCALE) + to_yaml("vllm", {}) + to_json("nginx", {})
     assert not re.search(r"\d{4}-\d\d-\d\d|\d\d:\d\d|\bv?\d+\.\d+\.\d+", text)
 
 
 def test_a_value_that_a_template_names_and_nobody_gives_is_an_error():
-    with pytest.raises(UndefinedError, match="reopen"):
-        template("logrotate", "/etc/logrotate.d/service", LOG | {"log": {"paths": []}})
+    with pytest.raises(UndefinedError, match="locale"):
+        template("base", "/etc/default/locale", {"settings": {"lang": "C.UTF-8"}})
 
 
 def test_yaml_gives_back_the_data_and_keeps_its_order():

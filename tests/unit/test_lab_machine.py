@@ -79,6 +79,6 @@ def test_who_is_not_root_is_told_so_before_anything_else(monkeypatch):
 
 
 def test_a_program_that_fails_is_shown_with_its_own_words():
-    with pytest.raises(LabError, match="sh -c .*: the reason"):
+    with pytest.raises(LabError, match=r"sh -c .*: the reason"):
         machine.run("sh", "-c", "echo the reason >&2; exit 1")
     assert machine.run("sh", "-c", "echo out; exit 1", check=False) == "out"

@@ -2,7 +2,11 @@ import base64
 import hashlib
 import io
 import re
+import shlex
+import subprocess
 import tarfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -32,23 +36,34 @@ def install(this_machine):
 
 def archive(commands):
     """What goes over standard input: lines of the lists, and the tree by its paths."""
-    (command,) = commands
-    tar = tarfile.open(fileobj=io.BytesIO(base64.b64decode(command.connector_arguments["_stdin"])))
-    lists = {name: tar.extractfile(name).read().decode().splitlines() for name in ("meta", "checks", "stamps")}
-    lists["manifest"] = tar.extractfile("manifest").read().decode()
-    tree = {
-        f"/{item.name.partition('/')[2]}": tar.extractfile(item).read() if item.isfile() else None
-        for item in tar
-        if item.name.startswith("tree/")
-    }
+    items = members(commands)
+    lists = {name: items[name][1].decode().splitlines() for name in ("meta", "checks", "stamps", "manifest")}
+    tree = {name.removeprefix("tree"): content for name, (_, content) in items.items() if name.startswith("tree/")}
     return lists, tree
+
+
+def members(commands):
+    (command,) = commands
+    data = io.BytesIO(base64.b64decode(command.connector_arguments["_stdin"]))
+    with tarfile.open(fileobj=data) as tar:
+        return {item.name: (item.mode, tar.extractfile(item).read() if item.isfile() else None) for item in tar}
+
+
+def shell(command):
+    """What runs under the lock."""
+    words = shlex.split(command)
+    assert words[0] == "flock"
+    return words[words.index("-c") + 1]
+
+
+def arguments(command):
+    words = shlex.split(command)
+    return words[words.index("-c") + 2 :]
 
 
 @pytest.fixture
 def installed(install, wanted, this_machine):
     """Everything in place, as `install.sh` leaves it."""
-    from pathlib import Path
-
     lists, _ = archive(install(wanted))
     for item in wanted:
         path = Path(item.dest)
@@ -58,7 +73,7 @@ def installed(install, wanted, this_machine):
             path.write_bytes(item.revealed())
         path.chmod(item.mode)
     (this_machine / "manifest").mkdir(parents=True)
-    (this_machine / "manifest" / "engine").write_text(lists["manifest"])
+    (this_machine / "manifest" / "engine").write_text("".join(f"{line}\n" for line in lists["manifest"]))
     return [Path(item.dest) for item in wanted]
 
 
@@ -73,7 +88,7 @@ def test_a_bare_host_gets_every_file_in_one_command(install, wanted, me):
 
 
 def test_the_manifest_names_each_file_with_its_hash_and_no_folder(install, wanted, me):
-    rows = archive(install(wanted))[0]["manifest"].splitlines()
+    rows = archive(install(wanted))[0]["manifest"]
     owner = f"{me['owner']} {me['group']}"
     assert rows == [
         f"{hashlib.sha256(b'a' + bytes([10])).hexdigest()} 644 {owner} {wanted[1].dest}",
@@ -82,9 +97,7 @@ def test_the_manifest_names_each_file_with_its_hash_and_no_folder(install, wante
 
 
 def test_the_archive_lets_nobody_else_read_it_while_it_is_unpacked(install, wanted):
-    (command,) = install(wanted)
-    tar = tarfile.open(fileobj=io.BytesIO(base64.b64decode(command.connector_arguments["_stdin"])))
-    assert all(item.mode & 0o077 == 0 for item in tar)
+    assert all(mode & 0o077 == 0 for mode, _ in members(install(wanted)).values())
 
 
 def test_a_host_on_which_all_is_in_place_gets_no_command(install, wanted, installed):
@@ -97,7 +110,7 @@ def test_only_what_differs_travels_and_only_its_checks_run(install, wanted, inst
     assert tree == {wanted[1].dest: b"a\n"}
     assert lists["checks"] == ["check-a"]
     assert lists["stamps"] == [f"{UNIT}.reload"]
-    assert len(lists["manifest"].splitlines()) == 2
+    assert len(lists["manifest"]) == 2
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["folder", "open file", "closed file"])
@@ -108,11 +121,10 @@ def test_a_mode_that_drifted_is_a_change(install, wanted, installed, number):
 
 
 def test_another_owner_is_a_change(install, wanted, installed):
-    from dataclasses import replace
-
     other = replace(wanted[1], owner="nobody")
     lists, _ = archive(install([wanted[0], other, wanted[2]]))
-    assert [row for row in lists["meta"] if " nobody " in row] == lists["meta"]
+    (row,) = lists["meta"]
+    assert row.startswith("file 644 nobody ")
 
 
 def test_a_file_that_is_gone_is_put_back(install, wanted, installed):
@@ -135,7 +147,7 @@ def test_a_missing_manifest_is_a_change_although_every_file_is_in_place(install,
     (this_machine / "manifest" / "engine").unlink()
     lists, tree = archive(install(wanted))
     assert (tree, lists["meta"]) == ({}, [])
-    assert len(lists["manifest"].splitlines()) == 2
+    assert len(lists["manifest"]) == 2
 
 
 def test_a_file_that_the_role_no_longer_wants_goes(install, wanted, installed):
@@ -143,7 +155,7 @@ def test_a_file_that_the_role_no_longer_wants_goes(install, wanted, installed):
     assert lists["meta"] == [f"gone 0 root root {wanted[2].dest}"]
     # Its folder is staged, so that a check can be shown the host without the file.
     assert tree == {str(installed[2].parent): None}
-    assert wanted[2].dest not in lists["manifest"]
+    assert [row.split()[-1] for row in lists["manifest"]] == [wanted[1].dest]
 
 
 def test_a_file_that_the_role_never_had_is_left_alone(install, wanted, installed):
@@ -156,7 +168,7 @@ def test_a_path_with_a_space_or_a_quote_is_found_in_place(install, this_machine,
     lists, _ = archive(install(managed))
     (tmp_path / "it's here.conf").write_text("x")
     (this_machine / "manifest").mkdir(parents=True)
-    (this_machine / "manifest" / "engine").write_text(lists["manifest"])
+    (this_machine / "manifest" / "engine").write_text("".join(f"{line}\n" for line in lists["manifest"]))
     assert install(managed) == []
 
 
@@ -191,7 +203,8 @@ def service(commands, wanted):
     """The command that keeps a unit running, on a host where systemd answers this."""
 
     def run(answers=(), managed=wanted, inputs=()):
-        return commands(operations._service, answers, unit=UNIT, managed=managed, inputs=list(inputs))
+        found = commands(operations._service, answers, unit=UNIT, managed=managed, inputs=list(inputs))
+        return [shell(command) for command in found]
 
     return run
 
@@ -216,20 +229,29 @@ def answers(values):
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def test_a_unit_that_never_ran_is_enabled_and_restarted_and_only_then_stamped(service):
+def test_a_unit_that_never_ran_is_freed_enabled_and_restarted_in_this_order(service):
     (command,) = service()
-    steps = [
-        "systemctl daemon-reload",
-        f"systemctl unmask --runtime --quiet {UNIT}",
-        f"systemctl enable --quiet {UNIT}",
-        f"systemctl restart {UNIT}",
-        f"{UNIT}.restart",
-        f"{UNIT}.reload",
-    ]
-    places = [command.index(step) for step in steps]
+    steps = ["daemon-reload", "unmask --runtime", "enable", "restart"]
+    places = [command.index(f"systemctl {step}") for step in steps]
     assert places == sorted(places)
-    # A stamp without success would hide a failed restart from the next run.
-    assert ";" not in command[: command.index("|| {")].replace("; }", "")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_restart_is_stamped_if_it_worked_and_says_why_if_it_did_not(service, tmp_path, monkeypatch, works):
+    monkeypatch.setattr(operations, "STATE_DIRECTORY", str(tmp_path / "state"))
+    for name, body in {
+        "systemctl": "true" if works else '[ "$1" != restart ]',
+        "journalctl": "echo the reason",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    done = subprocess.run(["sh", "-c", *service()], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is works
+    assert (done.stderr == "") is works
+    # A stamp without success would hide the failed restart from the next run.
+    assert len(list(tmp_path.glob("state/converged/*"))) == (2 if works else 0)
+    assert works or done.stderr == "the reason\n"
 
 
 def test_a_unit_that_runs_with_its_present_files_gets_no_command(service, settled):
@@ -240,7 +262,7 @@ def test_a_changed_file_that_a_reload_reads_reloads_and_does_not_restart(service
     changed = [wanted[0], ManagedFile(wanted[1].dest, "new", reloads=UNIT, **me), wanted[2]]
     (command,) = service(answers(settled), managed=changed)
     assert f"systemctl reload {UNIT}" in command
-    assert "restart " not in command
+    assert "systemctl restart" not in command
     assert "daemon-reload" not in command
 
 
@@ -288,23 +310,20 @@ def test_a_unit_that_a_condition_keeps_from_running_is_settled_once_it_was_tried
 def test_a_unit_that_was_disabled_is_enabled_without_a_restart(service, settled):
     (command,) = service(answers(settled | {"UnitFileState": "disabled"}))
     assert f"systemctl enable --quiet {UNIT}" in command
-    assert "restart " not in command
+    assert "systemctl restart" not in command
 
 
 def test_a_unit_file_that_changed_on_disk_is_read_again_without_a_restart(service, settled):
     (command,) = service(answers(settled | {"NeedDaemonReload": "yes"}))
     assert "systemctl daemon-reload" in command
-    assert "restart " not in command
-
-
-def test_a_unit_that_does_not_start_says_why_from_its_journal(service):
-    assert f"journalctl --unit {UNIT}" in service()[0]
+    assert "systemctl restart" not in command
 
 
 @pytest.fixture
 def packages(commands):
     def run(*installed, names=("nginx", "curl"), hold_back=()):
-        return commands(operations._packages, installed, names=list(names), hold_back=list(hold_back))
+        found = commands(operations._packages, installed, names=list(names), hold_back=list(hold_back))
+        return [shell(command) for command in found]
 
     return run
 
@@ -332,15 +351,15 @@ def test_a_service_is_held_back_before_its_package_is_unpacked(packages):
 @pytest.fixture
 def account(commands):
     def run(*answers, groups=()):
-        arguments = {"user": "ops", "home": "/home/ops", "shell": "/bin/bash", "groups": list(groups)}
-        return commands(operations._account, answers, **arguments)
+        wanted = {"user": "ops", "home": "/home/ops", "shell": "/bin/bash", "groups": list(groups)}
+        return [shell(command) for command in commands(operations._account, answers, **wanted)]
 
     return run
 
 
 def test_a_missing_user_is_made_without_a_home_and_then_put_into_its_groups(account):
     create, add = account(groups=["sudo"])
-    assert create == "useradd --system --user-group --no-create-home --home-dir /home/ops --shell /bin/bash ops"
+    assert create.endswith("useradd --system --user-group --no-create-home --home-dir /home/ops --shell /bin/bash ops")
     assert add == "usermod --append --groups sudo ops"
 
 
@@ -354,21 +373,35 @@ def test_a_user_with_another_shell_is_changed(account):
 
 
 def test_an_environment_is_built_unless_it_is_complete_for_this_very_lock(commands):
-    arguments = {"folder": "/opt/vllm/1", "lock": "vllm==1\n", "python": "python3", "index_url": None}
+    wanted = {"folder": "/opt/vllm/1", "lock": "vllm==1\n", "python": "python3", "index_url": None}
     sha256 = hashlib.sha256(b"vllm==1\n").hexdigest()
-    assert commands(operations._python_environment, [sha256], **arguments) == []
+    assert commands(operations._python_environment, [sha256], **wanted) == []
     for answer in ([], [sha256[::-1]]):
-        assert len(commands(operations._python_environment, answer, **arguments)) == 1
+        (command,) = commands(operations._python_environment, answer, **wanted)
+        assert arguments(command) == ["python_environment.sh", "/opt/vllm/1", "python3", sha256, ""]
 
 
 def test_a_model_is_fetched_unless_its_list_of_checksums_is_the_pinned_one(commands):
-    arguments = {"folder": "/srv/models/a/1", "url": "http://mirror.example.org/a", "sha256": "ab" * 32}
-    assert commands(operations._model_files, ["ab" * 32], **arguments) == []
-    (command,) = commands(operations._model_files, ["cd" * 32], **arguments)
-    assert command.endswith(f"fetch_model.sh http://mirror.example.org/a /srv/models/a/1 {'ab' * 32}")
+    wanted = {"folder": "/srv/models/a/1", "url": "http://mirror.example.org/a", "sha256": "ab" * 32}
+    assert commands(operations._model_files, ["ab" * 32], **wanted) == []
+    (command,) = commands(operations._model_files, ["cd" * 32], **wanted)
+    assert arguments(command) == ["fetch_model.sh", "http://mirror.example.org/a", "/srv/models/a/1", "ab" * 32]
 
 
 def test_what_stands_in_an_argument_is_no_shell(commands):
-    arguments = {"folder": "/srv/models/$(reboot)/1", "url": "http://a/;reboot", "sha256": "ab" * 32}
-    (command,) = commands(operations._model_files, [], **arguments)
+    wanted = {"folder": "/srv/models/$(reboot)/1", "url": "http://a/;reboot", "sha256": "ab" * 32}
+    (command,) = commands(operations._model_files, [], **wanted)
     assert command.endswith(f"'http://a/;reboot' '/srv/models/$(reboot)/1' {'ab' * 32}")
+
+
+def test_a_command_that_changes_a_host_waits_for_what_a_killed_run_left_running(commands, install, wanted):
+    found = [
+        *map(str, install(wanted)),
+        *commands(operations._service, unit=UNIT, managed=wanted, inputs=[]),
+        *commands(operations._packages, names=["nginx"], hold_back=[]),
+        *commands(operations._account, user="a", home="/a", shell="/bin/sh", groups=["b"]),
+        *commands(operations._model_files, folder="/a", url="http://a", sha256="00"),
+    ]
+    assert len(found) == 6
+    # With an end to the waiting.
+    assert all(re.match(r"flock --timeout \d+ (/run/\S+) sh -c ", command) for command in found)

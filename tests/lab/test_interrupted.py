@@ -1,0 +1,225 @@
+"""A run that is killed, and the next one. Bare hosts each time; the engine is the stand-in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import fresh
+from support import CHECKOUT, MODEL, Node, environment, lab_data, pyinfra_command, run_pyinfra, write_inventory
+
+from quench import ca
+from quench.lab import fleet
+from quench.lab.state import load
+
+# After how many operations have begun, and how many seconds later. Some operations take long enough to be
+# killed in their midst: packages, the engine's environment, the start of the services.
+KILLS = [
+    (0, 0.0), (1, 0.0), (1, 0.2), (2, 0.5), (2, 3.0), (2, 6.0), (3, 0.0), (4, 0.1), (5, 0.2), (6, 1.0),
+    (6, 5.0), (7, 0.0), (8, 1.0), (9, 0.1), (10, 0.1), (11, 0.3), (12, 2.0), (13, 0.1), (14, 0.2), (16, 0.0),
+]  # fmt: skip
+# Hosts that are there at the same time, and those that are worked on; the machines have two cores.
+BARE_HOSTS = 7
+AT_ONCE = 3
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, str]]:
+    """A lab of bare hosts with one certificate for all, so that their trees can be compared, and its inventory."""
+    for node in fresh("test-killed", nodes=1, system="debian-12", engine="stand-in"):
+        certificate, key = ca.issue(node.lab.folder / "ca", ["llm.test"])
+        tls = {
+            "nginx_server_name": "llm.test",
+            "nginx_certificate": str(certificate),
+            "nginx_private_key": f"file:{key}",
+        }
+        yield node, write_inventory(tmp_path_factory.mktemp("inventory"), {"*": tls})
+
+
+def bare_hosts(first: Node, count: int) -> list[Node]:
+    """Hosts that no run has touched, in place of those of the same names."""
+    for host in list(load(first.lab.name).hosts):
+        if host.name != first.name:
+            fleet.remove_host(first.lab.name, host.name)
+    lab = fleet.up(first.lab.name, nodes=count + 1, system="debian-12", engine="stand-in")
+    return [Node(lab, f"node{number}") for number in range(2, count + 2)]
+
+
+def kill_run(node: Node, inventory: str, operations: int, seconds: float) -> bool:
+    """Start a run and kill it with SIGKILL. Whether it was still running by then."""
+    process = subprocess.Popen(
+        pyinfra_command(inventory, "-y", "--limit", node.name), cwd=CHECKOUT, env=environment(node),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    begun = 0
+    for line in process.stderr:
+        begun += line.startswith("--> Starting operation")
+        if begun >= operations and (operations or "Beginning operation run" in line):
+            break
+    time.sleep(seconds)
+    running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stderr.close()
+    process.wait()
+    return running
+
+
+def killed_then_healed(node: Node, inventory: str, operations: int, seconds: float) -> tuple[bool, str, str]:
+    """Whether the kill hit a running run, what the next run said if it failed, and the tree it left."""
+    running = kill_run(node, inventory, operations, seconds)
+    run = run_pyinfra(node, "-y", "--limit", node.name, inventory=inventory)
+    if run.code != 0:
+        return running, run.text[-3000:], ""
+    return running, "", node.tree()
+
+
+def serves(node: Node) -> bool:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    status, _, _ = node.request("/v1/chat/completions", key=node.key, body=body)
+    return status == 200
+
+
+def test_the_run_after_a_kill_converges_wherever_the_kill_came(reference: tuple[Node, str]) -> None:
+    first, inventory = reference
+    run = run_pyinfra(first, "-y", "--limit", first.name, inventory=inventory)
+    assert run.code == 0, run.text[-3000:]
+    tree = first.tree()
+    assert "/etc/nginx/nginx.conf" in tree and ".quench-new" not in tree
+
+    results = []
+    for start in range(0, len(KILLS), BARE_HOSTS):
+        batch = KILLS[start : start + BARE_HOSTS]
+        nodes = bare_hosts(first, len(batch))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            pairs = zip(nodes, batch, strict=True)
+            results += list(pool.map(lambda pair: killed_then_healed(pair[0], inventory, *pair[1]), pairs))
+        assert [node.name for node in nodes if not serves(node)] == []
+    # Kills that came too late killed nothing, and would show nothing.
+    assert sum(running for running, _, _ in results) == len(KILLS)
+    assert [(kill, said) for kill, (_, said, _) in zip(KILLS, results, strict=True) if said] == []
+    differing = [kill for kill, (_, _, found) in zip(KILLS, results, strict=True) if found != tree]
+    assert differing == []
+
+
+def test_the_host_is_lost_in_the_middle_and_comes_back(reference: tuple[Node, str]) -> None:
+    """The other end goes away: every process on the host ends at once, in the midst of a run."""
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node2")
+    node.root("rm -rf /var/lib/quench/manifest/nginx /opt/vllm; systemctl stop nginx.service")
+    process = subprocess.Popen(
+        pyinfra_command(inventory, "-y", "--limit", node.name), cwd=CHECKOUT, env=environment(node),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Starting operation: vllm | Build" in line:
+            break
+    node.root("kill -9 $(pgrep -f venv) 2>/dev/null; systemctl reboot", check=False)
+    process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) != 0
+    for _ in range(60):
+        if node.root("systemctl is-system-running", check=False) in ("running", "degraded"):
+            break
+        time.sleep(0.5)
+    run = run_pyinfra(node, "-y", "--limit", node.name, inventory=inventory)
+    assert run.code == 0, run.text[-3000:]
+    assert node.tree() == first.tree()
+    assert serves(node)
+
+
+def test_a_configuration_that_nginx_refuses_leaves_the_old_one_serving(
+    reference: tuple[Node, str], tmp_path: Path
+) -> None:
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node3")
+    before = node.tree()
+    # The host lacks what the configuration needs: only nginx itself can tell.
+    module = "/usr/lib/nginx/modules/ngx_http_js_module.so"
+    node.root(f"mv {module} {module}.away")
+    changed = write_inventory(tmp_path, {"*": {"nginx_answer_seconds": 123, **tls_of(inventory)}})
+    try:
+        run = run_pyinfra(node, "-y", "--limit", node.name, inventory=changed)
+        assert run.code == 1
+        assert "this check refused the new files, and the old ones stay" in run.text
+        assert node.tree() == before
+        assert serves(node)
+    finally:
+        node.root(f"mv {module}.away {module}")
+    assert run_pyinfra(node, "-y", "--limit", node.name, inventory=changed).code == 0
+    assert "proxy_read_timeout 123s" in node.root("cat /etc/nginx/nginx.conf")
+
+
+def test_a_reload_that_failed_once_is_done_by_the_next_run(reference: tuple[Node, str], tmp_path: Path) -> None:
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node4")
+    # For one run, a reload fails although the files are good.
+    node.root(
+        "mkdir -p /run/systemd/system/nginx.service.d && printf '[Service]\\nExecReload=\\nExecReload=/bin/false\\n' "
+        ">/run/systemd/system/nginx.service.d/broken.conf && systemctl daemon-reload"
+    )
+    workers = "pgrep -P $(systemctl show -p MainPID --value nginx.service) | sort"
+    before = node.root(workers)
+    changed = write_inventory(tmp_path, {"*": {"nginx_answer_seconds": 124, **tls_of(inventory)}})
+    failed = run_pyinfra(node, "-y", "--limit", node.name, inventory=changed)
+    assert failed.code == 1
+    assert "proxy_read_timeout 124s" in node.root("cat /etc/nginx/nginx.conf")
+    assert node.root(workers) == before, "the old workers serve on"
+    node.root("rm -r /run/systemd/system/nginx.service.d && systemctl daemon-reload")
+    again = run_pyinfra(node, "-y", "--json", "--limit", node.name, inventory=changed)
+    assert again.code == 0, again.text[-3000:]
+    # No file differed, and yet nginx was reloaded: the state counts, not the event.
+    assert again.totals["success"] == 1
+    assert node.root(workers) != before
+    assert run_pyinfra(node, "-y", "--json", "--limit", node.name, inventory=changed).totals["success"] == 0
+
+
+def test_a_file_that_was_edited_by_hand_is_put_back_and_taken_up(reference: tuple[Node, str]) -> None:
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node5")
+    node.root("sed -i 's/client_header_timeout 15s/client_header_timeout 16s/' /etc/nginx/nginx.conf")
+    node.root("systemctl reload nginx.service")
+    run = run_pyinfra(node, "-y", "--json", "--limit", node.name, inventory=inventory)
+    assert run.code == 0, run.text[-3000:]
+    changed = [step["name"] for step in run_results(run.out) if step["success"]]
+    assert len(changed) == 2, changed  # the file, and the reload that it needs
+    assert node.tree() == first.tree()
+
+
+def test_a_model_that_is_no_longer_wanted_is_stopped_and_its_files_go(
+    reference: tuple[Node, str], tmp_path: Path
+) -> None:
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node6")
+    model = lab_data(node)["vllm_models"][MODEL]
+    both = {MODEL: model, "second": {**model, "port": 8001}}
+    more = write_inventory(tmp_path, {"*": {"vllm_models": both, **tls_of(inventory)}})
+    assert run_pyinfra(node, "-y", "--limit", node.name, inventory=more).code == 0
+    assert node.root("systemctl is-active vllm@second.service") == "active"
+    assert run_pyinfra(node, "-y", "--limit", node.name, inventory=inventory).code == 0
+    assert node.root("systemctl is-active vllm@second.service", check=False) == "inactive"
+    assert node.root("ls /etc/vllm") == f"{MODEL}.env\n{MODEL}.yaml"
+    assert node.root("ss -ltnH 'sport = :8001'") == ""
+    assert serves(node)
+
+
+def tls_of(inventory: str) -> dict[str, str]:
+    """The certificate that an inventory of these tests sets for all hosts."""
+    import ast
+
+    line = next(line for line in Path(inventory).read_text().splitlines() if line.startswith("_CHANGES = "))
+    return dict(ast.literal_eval(line.removeprefix("_CHANGES = "))["*"])
+
+
+def run_results(out: str) -> list[dict[str, list[str]]]:
+    import json
+
+    return list(json.loads(out)["results"]["operations"])
