@@ -1,7 +1,5 @@
 """The lab on this machine: `quench lab up` first. Its hosts are real systemd hosts; their GPU is not there."""
 
-from datetime import date
-
 from quench.lab.fleet import host_data
 from quench.lab.state import load
 
@@ -41,7 +39,7 @@ def _node(host, lab):
         "nginx_private_key": data["private_key"],
         "nginx_clients": {
             "demo": {
-                "keys": [{"sha256": data["api_key_sha256"], "expires": date(2099, 1, 1)}],
+                "keys": [{"sha256": data["api_key_sha256"], "expires": "2099-01-01"}],
                 "requests_per_minute": 600,
                 "burst": 50,
             }

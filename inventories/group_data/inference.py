@@ -4,8 +4,6 @@ Each key belongs to the role that its prefix names; docs/reference/ has all keys
 and defaults. A key on a host goes before the same key here. `quench check` reads it all without a network.
 """
 
-from datetime import date
-
 # --- base: what every host has ---------------------------------------------------------------------------------
 
 # The administrator who logs in when something is wrong. Key only: the account has no password.
@@ -52,7 +50,7 @@ nginx_clients = {
         "keys": [
             {
                 "sha256": "0000000000000000000000000000000000000000000000000000000000000001",
-                "expires": date(2030, 6, 30),
+                "expires": "2030-06-30",
             }
         ],
         "requests_per_minute": 120,
@@ -62,7 +60,7 @@ nginx_clients = {
         "keys": [
             {
                 "sha256": "0000000000000000000000000000000000000000000000000000000000000002",
-                "expires": date(2030, 6, 30),
+                "expires": "2030-06-30",
             }
         ],
         "models": ["llama-3.3-70b"],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from quench.settings import RoleSettings
 
@@ -33,6 +33,7 @@ class BaseSettings(RoleSettings):
     )
     apt_security_mirror: str | None = Field(
         default=None,
+        validate_default=True,
         pattern=r"^https?://[^\s]+[^/\s]$",
         description="Mirror of the security archive. Goes with apt_mirror.",
         examples=["https://mirror.example.org/debian-security"],
@@ -51,18 +52,20 @@ class BaseSettings(RoleSettings):
         ),
     )
 
-    @model_validator(mode="after")
-    def _keys_are_public(self) -> Self:
-        for key in self.admin_keys:
-            if "PRIVATE KEY" in key or not key.startswith(("ssh-", "ecdsa-", "sk-")):
-                raise ValueError("admin_keys holds a line that is no public key; put the .pub file's line there")
-        return self
+    @field_validator("admin_keys")
+    @classmethod
+    def _keys_are_public(cls, value: list[str]) -> list[str]:
+        for key in value:
+            if "PRIVATE KEY" in key or "\n" in key or not key.startswith(("ssh-", "ecdsa-", "sk-")):
+                raise ValueError("holds a line that is no public key; put the .pub file's line there")
+        return value
 
-    @model_validator(mode="after")
-    def _mirrors_come_in_pairs(self) -> Self:
-        if (self.apt_mirror is None) != (self.apt_security_mirror is None):
+    @field_validator("apt_security_mirror")
+    @classmethod
+    def _mirrors_come_in_pairs(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (info.data.get("apt_mirror") is None) != (value is None):
             raise ValueError(
-                "only one of apt_mirror and apt_security_mirror is set; "
+                "only one of base_apt_mirror and base_apt_security_mirror is set; "
                 "set both, else the other is fetched from the internet"
             )
-        return self
+        return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 from collections.abc import Sequence
+from datetime import date
 
 from quench import Engine, LogFiles, Managed, ManagedDirectory, ManagedFile, Route, template, to_json
 from roles.nginx.settings import Client, NginxSettings
@@ -99,7 +100,7 @@ def _keyring(settings: NginxSettings) -> dict[str, object]:
             key.sha256: {
                 "client": name,
                 # Seconds since 1970: nginx's script compares numbers.
-                "expires": calendar.timegm(key.expires.timetuple()),
+                "expires": calendar.timegm(date.fromisoformat(key.expires).timetuple()),
                 "models": client.models,
                 "rate": f"{client.requests_per_minute}_{client.burst}",
                 "concurrent": str(client.concurrent),

@@ -23,7 +23,20 @@ class Key(Model):
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex. The key itself stands nowhere."
     )
-    expires: date = Field(description="First day, in UTC, on which the key is refused.", examples=[date(2027, 6, 30)])
+    expires: str = Field(
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="First day, in UTC, on which the key is refused, as YEAR-MONTH-DAY.",
+        examples=["2027-06-30"],
+    )
+
+    @field_validator("expires")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        try:
+            date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value} is no day; write it as YEAR-MONTH-DAY") from None
+        return value
 
 
 class Client(Model):
@@ -63,7 +76,7 @@ class NginxSettings(RoleSettings):
         min_length=1,
         repr=False,
         description="The keyring: clients by the name that the access log carries.",
-        examples=[{"team-a": {"keys": [{"sha256": "0f3c...", "expires": "date(2027, 6, 30)"}]}}],
+        examples=[{"team-a": {"keys": [{"sha256": "0f3c...", "expires": "2027-06-30"}]}}],
     )
     body_mebibytes: int = Field(
         default=8, ge=1, le=256, description="Largest request, in MiB. It is held in memory while it is routed."

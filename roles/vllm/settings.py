@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 from typing_extensions import override
 
 from quench.problems import Problem
@@ -132,7 +132,9 @@ class VllmSettings(RoleSettings):
         examples=[{"llama-3.3-70b": {"port": 8000, "revision": "2026-10-01", "gpus": [0, 1]}}],
     )
     device: Literal["cuda", "cpu"] = Field(
-        default="cuda", description="What the engine computes on. `cpu` is for trials: it is slow."
+        default="cuda",
+        validate_default=True,
+        description="What the engine computes on. `cpu` is for trials: it is slow.",
     )
     cpu_kv_cache_gib: int = Field(
         default=4, ge=1, description="Memory for the key-value cache when device is `cpu`, in GiB."
@@ -177,11 +179,12 @@ class VllmSettings(RoleSettings):
                 raise ValueError(f"{name!r} cannot name a unit; use letters, digits, '.', '_' and '-'")
         return value
 
-    @model_validator(mode="after")
-    def _nothing_twice(self) -> Self:
+    @field_validator("models")
+    @classmethod
+    def _nothing_twice(cls, value: dict[str, ServedModel]) -> dict[str, ServedModel]:
         ports: dict[int, str] = {}
         gpus: dict[int, str] = {}
-        for name, model in self.models.items():
+        for name, model in value.items():
             if model.port in ports:
                 raise ValueError(
                     f"models {ports[model.port]} and {name} are both on port {model.port}; give each its own port"
@@ -191,9 +194,15 @@ class VllmSettings(RoleSettings):
                 if gpu in gpus:
                     raise ValueError(f"models {gpus[gpu]} and {name} are both on GPU {gpu}; give each GPU to one model")
                 gpus[gpu] = name
-            if self.device == "cuda" and not model.gpus:
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _gpus_are_named(cls, value: str, info: ValidationInfo) -> str:
+        for name, model in info.data.get("models", {}).items():
+            if value == "cuda" and not model.gpus:
                 raise ValueError(f"model {name} has no GPU; set its gpus, or vllm_device = 'cpu' for a trial")
-        return self
+        return value
 
     def version_of(self, model: ServedModel) -> str:
         """The vLLM version that serves a model."""

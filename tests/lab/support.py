@@ -23,7 +23,6 @@ MODEL = "tiny-llama"
 # An inventory that is the lab's, but for some keys. CHANGES is filled in for each test.
 _INVENTORY = """\
 import runpy
-from datetime import date
 
 _CHANGES = {changes}
 _HOSTS = {hosts}
@@ -134,7 +133,7 @@ def environment(node: Node) -> dict[str, str]:
 def write_inventory(folder: Path, changes: dict[str, Any], hosts: list[str] | None = None) -> str:
     """An inventory file with changed data. `*` or a host's name has keys to set; `remove` and `add` say themselves."""
     path = folder / "changed.py"
-    path.write_text(_INVENTORY.format(changes=repr(changes).replace("datetime.date", "date"), hosts=repr(hosts)))
+    path.write_text(_INVENTORY.format(changes=repr(changes), hosts=repr(hosts)))
     return str(path)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from support import MODEL, Node, lab_data, run_pyinfra, write_inventory
 
-FAR = datetime.date(2099, 1, 1)
+FAR = "2099-01-01"
 CHAT = "/v1/chat/completions"
 
 
-def key_entry(key: str, expires: datetime.date = FAR) -> dict[str, Any]:
+def key_entry(key: str, expires: str = FAR) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(key.encode()).hexdigest(), "expires": expires}
 
 
@@ -32,7 +32,7 @@ def gateway(stand_in_node: Node, tmp_path_factory: pytest.TempPathFactory) -> No
         "demo": lab_data(stand_in_node)["nginx_clients"]["demo"],
         "slow": {"keys": [key_entry("sk-slow")], "requests_per_minute": 30, "burst": 2},
         "narrow": {"keys": [key_entry("sk-narrow")], "concurrent": 2, "requests_per_minute": 6000, "burst": 50},
-        "late": {"keys": [key_entry("sk-late", datetime.date(2020, 1, 1))]},
+        "late": {"keys": [key_entry("sk-late", "2020-01-01")]},
         "other": {"keys": [key_entry("sk-other")], "models": []},
     }
     folder = tmp_path_factory.mktemp("gateway")

@@ -194,7 +194,8 @@ def test_a_limit_that_matches_nothing(untouched: Node) -> None:
 
 def test_a_run_from_another_folder_is_refused(untouched: Node, tmp_path: Path) -> None:
     """There, config.py is not read, and neither sudo nor the checks would be in force."""
-    command = [str(Path(sys.executable).with_name("pyinfra")), str(CHECKOUT / "inventories/lab.py"), str(CHECKOUT / DEPLOY), "-y"]  # fmt: skip
+    pyinfra = str(Path(sys.executable).with_name("pyinfra"))
+    command = [pyinfra, str(CHECKOUT / "inventories/lab.py"), str(CHECKOUT / DEPLOY), "-y"]
     env = {**environment(untouched), "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

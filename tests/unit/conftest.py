@@ -3,7 +3,6 @@ import hashlib
 import os
 import pwd
 from contextlib import contextmanager
-from datetime import date
 
 import pytest
 from pyinfra.api import Config, Inventory, State
@@ -57,7 +56,7 @@ def make_client():
 
 
 def client(key, **more):
-    return {"keys": [{"sha256": hashlib.sha256(key.encode()).hexdigest(), "expires": date(2099, 1, 1)}], **more}
+    return {"keys": [{"sha256": hashlib.sha256(key.encode()).hexdigest(), "expires": "2099-01-01"}], **more}
 
 
 @pytest.fixture

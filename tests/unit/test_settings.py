@@ -1,5 +1,3 @@
-from datetime import date
-
 import pytest
 
 from quench import Refused
@@ -36,7 +34,7 @@ def test_a_nested_unknown_key_is_named_with_the_nearest_key_of_its_own_model(vll
 
 def test_an_unknown_key_in_a_list_of_models_is_found(nginx_problems, make_client):
     clients = {"a": make_client("k")}
-    clients["a"]["keys"][0]["expire"] = date(2099, 1, 1)
+    clients["a"]["keys"][0]["expire"] = "2099-01-01"
     problem = only(nginx_problems(nginx_clients=clients))
     assert problem.key == "nginx_clients.a.keys.0.expire"
     assert problem.remedy == "did you mean expires?"
@@ -191,11 +189,11 @@ def test_a_version_without_a_lock_file_is_refused_with_those_that_have_one(vllm_
         {"nginx_private_key": [CANARY]},
         {"nginx_private_key": f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n"},
         {"nginx_certificate": f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n"},
-        {"nginx_clients": {"a": {"keys": [{"sha256": CANARY, "expires": date(2099, 1, 1)}]}}},
+        {"nginx_clients": {"a": {"keys": [{"sha256": CANARY, "expires": "2099-01-01"}]}}},
         {"nginx_clients": {"a": {"keys": [CANARY]}}},
         {"nginx_clients": {"a": {"keys": CANARY}}},
         {"nginx_clients": {"a": CANARY}},
-        {"nginx_clients": {"a": {"keys": [{"key": CANARY, "sha256": "0" * 64, "expires": date(2099, 1, 1)}]}}},
+        {"nginx_clients": {"a": {"keys": [{"key": CANARY, "sha256": "0" * 64, "expires": "2099-01-01"}]}}},
     ],
     ids=lambda changes: "-".join(changes),
 )
