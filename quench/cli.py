@@ -19,6 +19,7 @@ from quench.lab import state as lab_state
 from quench.plan import load_inventory, make_plan
 from quench.preflight import offline_problems
 from quench.problems import Refused
+from quench.reference import write_reference
 from quench.render import write_tree
 
 
@@ -99,6 +100,14 @@ def key() -> None:
     value = f"sk-{secrets.token_urlsafe(32)}"
     click.echo(f"key, for the client: {value}")
     click.echo(f"sha256, for the inventory: {hashlib.sha256(value.encode()).hexdigest()}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=CHECKOUT / "docs" / "reference", help="Folder.")
+def reference(out: Path) -> None:
+    """Write the reference of all settings, and a JSON Schema, from the roles' models."""
+    for path in write_reference(out):
+        click.echo(path)
 
 
 @main.group("ca")

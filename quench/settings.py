@@ -149,16 +149,17 @@ def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     for part in location:
         field = model.model_fields.get(part)
         if field is not None:
-            model = next(_models_in(field.annotation), model)
+            model = next(models_in(field.annotation), model)
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field's type speaks of, such as those of a dict's values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     if get_origin(annotation) in (Union, UnionType, list, dict):
         for part in get_args(annotation):
-            yield from _models_in(part)
+            yield from models_in(part)
 
 
 def _secrets(key: str, value: object) -> Iterator[tuple[str, SecretRef]]:

@@ -6,12 +6,14 @@ from quench import account, install, packages, role, service
 from roles.base.files import CHRONY, files, sources
 from roles.base.settings import BaseSettings
 
+PACKAGES = ["chrony", "sudo", "unattended-upgrades"]
+
 
 @role(BaseSettings)
 def base(settings: BaseSettings) -> None:
     """An administrator with sudo and key, package sources, time, locale, fenced updates."""
     install("base-sources", sources(settings))
-    packages(["chrony", "sudo", "unattended-upgrades"])
+    packages(PACKAGES)
     account(settings.admin_user, home=f"/home/{settings.admin_user}", shell="/bin/bash", groups=["sudo"])
     managed = files(settings)
     install("base", managed)

@@ -37,15 +37,20 @@ def port(configuration: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def status(host: Host, port: str) -> Callable[..., str]:
-    """The HTTP status of a request from the host to itself, by curl; further arguments are curl's."""
+def url(host: Host, port: str) -> str:
     if not host.exists("curl"):
         pytest.skip("the host has no curl to ask nginx with")
+    return f"https://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def status(host: Host, url: str) -> Callable[..., str]:
+    """The HTTP status of a request from the host to itself; further arguments are curl's."""
     # The certificate carries the name that clients use, which need not lead here.
     command = "curl --silent --insecure --path-as-is --max-time 10 --output /dev/null --write-out '%%{http_code}'"
 
     def ask(path: str, *arguments: str) -> str:
-        words = [f"https://127.0.0.1:{port}{path}", *arguments]
+        words = [f"{url}{path}", *arguments]
         return str(host.run(command + " %s" * len(words), *words).stdout)
 
     return ask
@@ -149,6 +154,7 @@ def test_without_a_good_key_nobody_comes_in(status: Callable[..., str], nginx: U
         "/V1/models",
         "/health/../v1/models",
         "/v1/models/../../health",
+        "/v1/models?limit=1",
     ],
 )
 def test_what_is_not_listed_is_not_there(status: Callable[..., str], path: str) -> None:
@@ -160,32 +166,35 @@ def test_other_methods_are_not_there(status: Callable[..., str]) -> None:
     assert set(answers.values()) == {"404"}, answers
 
 
-def test_it_speaks_tls_1_3_alone(host: Host, status: Callable[..., str], port: str) -> None:
+def test_it_speaks_tls_1_3_alone(host: Host, status: Callable[..., str], url: str) -> None:
     assert status("/v1/models", "--tlsv1.3") == "401"
     # 35: the TLS handshake failed. Any other code would be another reason.
     for version in ("1.0", "1.1", "1.2"):
-        done = host.run(f"curl --silent --insecure --tls-max {version} https://127.0.0.1:{port}/v1/models")
+        done = host.run(f"curl --silent --insecure --tls-max {version} {url}/v1/models")
         assert done.rc == 35, f"TLS {version}"
 
 
-def test_it_speaks_no_plain_http(host: Host, port: str) -> None:
-    answer = host.run(
-        f"curl --silent --output /dev/null --write-out '%{{http_code}}' http://127.0.0.1:{port}/v1/models"
-    )
+def test_it_speaks_no_plain_http(host: Host, url: str) -> None:
+    plain = f"{url.replace('https', 'http')}/v1/models"
+    answer = host.run("curl --silent --output /dev/null --write-out '%%{http_code}' %s", plain)
     assert answer.stdout == "400"
 
 
-def test_answers_do_not_tell_its_version(host: Host, status: Callable[..., str], port: str) -> None:
-    headers = host.check_output(f"curl --silent --insecure --head https://127.0.0.1:{port}/v1/models")
-    assert re.search(r"^server: nginx\s*$", headers, re.MULTILINE | re.IGNORECASE), headers
+@pytest.mark.parametrize("path", ["/", "/v1/models"])
+def test_answers_ask_for_tls_and_do_not_tell_the_version(host: Host, url: str, path: str) -> None:
+    answer = host.check_output(f"curl --silent --insecure --include {url}{path}")
+    headers = dict(re.findall(r"^([\w-]+): (.*?)\s*$", answer.lower(), re.MULTILINE))
+    assert headers["server"] == "nginx"
+    assert headers["strict-transport-security"].startswith("max-age=")
 
 
 def test_logs_are_lines_of_json_without_a_secret(
     host: Host, status: Callable[..., str], keyring: dict[str, dict[str, object]]
 ) -> None:
     body = json.dumps({"model": CANARY, "messages": [{"role": "user", "content": CANARY}]})
-    asked = f"/v1/chat/completions?api_key={CANARY}"
-    assert status(asked, "--header", f"Authorization: Bearer {CANARY}", "--data", body) == "401"
+    key = ["--header", f"Authorization: Bearer {CANARY}", "--data", body]
+    assert status(f"/v1/chat/completions?api_key={CANARY}", *key) == "404"
+    assert status("/v1/chat/completions", *key) == "401"
     lines = host.check_output("tail --lines=1000 /var/log/nginx/access.json").splitlines()
     records = [json.loads(line) for line in lines]
     last = records[-1]

@@ -1,0 +1,1 @@
+"""`make bench`: what a run with nothing to change costs."""
