@@ -8,7 +8,7 @@ import hashlib
 import io
 import shlex
 import tarfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -101,8 +101,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes | None) -> None:
         tar.addfile(info, io.BytesIO(content))
 
 
-def service(unit: str, managed: Sequence[Managed], *, inputs: Sequence[str] = ()) -> None:
-    """Keep a unit enabled and running, with the files and inputs that it has now.
+def service(unit: str, managed: Sequence[Managed]) -> None:
+    """Keep a unit enabled and running, with the files that it has now.
 
     The hash for which the last restart or reload succeeded stands on the host. As long as it is not the
     present one the unit is restarted (or reloaded, where that is enough), also by a later run.
@@ -110,21 +110,15 @@ def service(unit: str, managed: Sequence[Managed], *, inputs: Sequence[str] = ()
     Args:
         unit: systemd unit name, with its suffix.
         managed: files of the role; those that name the unit count.
-        inputs: anything else that asks for a restart when it changes, such as a package version.
     """
-    _service(
-        name=f"Keep {unit} running with its present configuration",
-        unit=unit,
-        managed=list(managed),
-        inputs=list(inputs),
-    )
+    _service(name=f"Keep {unit} running with its present configuration", unit=unit, managed=list(managed))
 
 
 @operation()
-def _service(unit: str, managed: list[Managed], inputs: list[str]) -> Commands:
+def _service(unit: str, managed: list[Managed]) -> Commands:
     files = [item for item in managed if isinstance(item, ManagedFile)]
-    restart = _digest([item for item in files if item.restarts == unit], inputs)
-    reload = _digest([item for item in files if item.reloads == unit], [])
+    restart = _digest(item for item in files if item.restarts == unit)
+    reload = _digest(item for item in files if item.reloads == unit)
     state = context.host.get_fact(facts.Unit, unit=unit)
     properties = state.properties
     quoted, stamp = shlex.quote(unit), shlex.quote(f"{STATE_DIRECTORY}/converged/{unit}")
@@ -152,9 +146,9 @@ def _service(unit: str, managed: list[Managed], inputs: list[str]) -> Commands:
         yield _change(f"{{ {' && '.join(steps)}; }} || {why}")
 
 
-def _digest(files: Sequence[ManagedFile], inputs: Sequence[str]) -> str:
+def _digest(files: Iterable[ManagedFile]) -> str:
     lines = sorted(f"{item.dest} {item.sha256()} {item.mode:o} {item.owner}:{item.group}" for item in files)
-    return hashlib.sha256("\n".join([*lines, *inputs]).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def packages(names: Sequence[str], *, hold_back: Sequence[str] = ()) -> None:

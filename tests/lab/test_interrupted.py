@@ -168,10 +168,10 @@ def test_a_reload_that_failed_once_is_done_by_the_next_run(reference: tuple[Node
     )
     workers = "pgrep -P $(systemctl show -p MainPID --value nginx.service) | sort"
     before = node.root(workers)
-    changed = write_inventory(tmp_path, {"*": {"nginx_answer_seconds": 124, **tls_of(inventory)}})
+    changed = write_inventory(tmp_path, {"*": {"nginx_body_mebibytes": 9, **tls_of(inventory)}})
     failed = run_pyinfra(node, "-y", "--limit", node.name, inventory=changed)
     assert failed.code == 1
-    assert "proxy_read_timeout 124s" in node.root("cat /etc/nginx/nginx.conf")
+    assert "client_max_body_size 9m" in node.root("cat /etc/nginx/nginx.conf")
     assert node.root(workers) == before, "the old workers serve on"
     node.root("rm -r /run/systemd/system/nginx.service.d && systemctl daemon-reload")
     again = run_pyinfra(node, "-y", "--json", "--limit", node.name, inventory=changed)

@@ -202,8 +202,8 @@ def test_a_lock_file_travels_on_standard_input_too(this_machine):
 def service(commands, wanted):
     """The command that keeps a unit running, on a host where systemd answers this."""
 
-    def run(answers=(), managed=wanted, inputs=()):
-        found = commands(operations._service, answers, unit=UNIT, managed=managed, inputs=list(inputs))
+    def run(answers=(), managed=wanted):
+        found = commands(operations._service, answers, unit=UNIT, managed=managed)
         return [shell(command) for command in found]
 
     return run
@@ -275,10 +275,6 @@ def test_a_changed_file_that_only_a_start_reads_restarts(service, settled, wante
 def test_a_file_of_another_unit_touches_nothing(service, settled, wanted, me):
     other = ManagedFile("/etc/other.conf", "x", restarts="other.service", **me)
     assert service(answers(settled), managed=[*wanted, other]) == []
-
-
-def test_another_input_restarts(service, settled):
-    assert "systemctl restart" in service(answers(settled), inputs=["1.1"])[0]
 
 
 def test_a_new_value_of_a_secret_restarts(service, secret_file, monkeypatch):
@@ -397,7 +393,7 @@ def test_what_stands_in_an_argument_is_no_shell(commands):
 def test_a_command_that_changes_a_host_waits_for_what_a_killed_run_left_running(commands, install, wanted):
     found = [
         *map(str, install(wanted)),
-        *commands(operations._service, unit=UNIT, managed=wanted, inputs=[]),
+        *commands(operations._service, unit=UNIT, managed=wanted),
         *commands(operations._packages, names=["nginx"], hold_back=[]),
         *commands(operations._account, user="a", home="/a", shell="/bin/sh", groups=["b"]),
         *commands(operations._model_files, folder="/a", url="http://a", sha256="00"),
