@@ -28,6 +28,8 @@ from quench.render import write_tree
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LAB, ROUNDS = "bench", 7
+# A run with nothing to change: at most so many remote commands, and so many times faster than plain pyinfra.
+MOST_COMMANDS, LEAST_RATIO = 30, 4.0
 INFERENCE, PLAIN = "deploys/inference.py", "tests/bench/plain.py"
 
 
@@ -77,8 +79,8 @@ def run(deploy: str, *options: str, count: bool = False) -> tuple[float, int, di
         return seconds, int(counter.read_text()) if count else 0, json.loads(done.stdout)["results"]["totals"]
 
 
-def main() -> None:
-    """Prints a table, the machine and versions, and the JSON line."""
+def main() -> int:
+    """Prints a table, the machine and versions, and the JSON line; 1 if a run costs more than it may."""
     os.environ["QUENCH_LAB"] = LAB
     sys.path.insert(0, str(CHECKOUT))
     os.chdir(CHECKOUT)
@@ -125,7 +127,8 @@ def main() -> None:
             }
         )
     )
+    return 0 if commands["quench"] <= MOST_COMMANDS and ratios["plain"] >= LEAST_RATIO else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
-from support import MODEL, Node, run_pyinfra
+from support import CHECKOUT, MODEL, Node, environment, run_pyinfra
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +187,20 @@ def test_the_sandbox_holds(real_node: Node) -> None:
         answer = real_node.root(f"systemd-analyze security --no-pager {unit} | tail -n 1")
         exposure = float(answer.split(": ")[1].split()[0])
         assert exposure <= 2.0, answer
+
+
+def test_the_host_checks_pass_here_as_on_a_live_server(real_node: Node, tmp_path: Path) -> None:
+    """The checks of tests/host, over SSH as an ordinary user with sudo."""
+    config = subprocess.run(
+        [sys.executable, "tests/molecule/shared/ssh_config.py"],
+        cwd=CHECKOUT, env=environment(real_node), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (tmp_path / "ssh_config").write_text(config.stdout)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/host", "--hosts=ssh://node1", "--sudo",
+         f"--ssh-config={tmp_path / 'ssh_config'}"],
+        cwd=CHECKOUT, env=environment(real_node), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    # pytest ends with 0 as well if all is skipped.
+    assert " passed" in done.stdout.splitlines()[-1]
