@@ -1,7 +1,9 @@
 # The commands of this project. `make help` lists them.
 
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -16,8 +18,8 @@ $(READY): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@echo "    setting up $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
-	@pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(READY) ## A lab host becomes an inference node that answers

@@ -58,7 +58,8 @@ def ask(lab: Lab) -> str:
         for chunk in stream:
             text = (chunk.choices[0].delta.content or "") if chunk.choices else ""
             answer += text
-            print(text, end="", file=sys.stderr, flush=True)
+            # Random weights give any byte; a terminal gets only what can be printed.
+            print("".join(char if char.isprintable() else "." for char in text), end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return answer
 
