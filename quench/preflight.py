@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import click
 import gevent
@@ -47,7 +48,9 @@ def before_connecting() -> None:
     inventory = load_inventory(arguments["inventory"], group_data=arguments["group_data"], override_data=override)
     _plan = make_plan(inventory, deploys, limit=arguments["limit"], exclude=arguments["exclude"])
     problems = offline_problems(_plan, arguments["inventory"])
-    problems += _unreachable(inventory.get_host(name) for name in _plan)
+    hosts = [inventory.get_host(name) for name in _plan]
+    problems += [problem for host in hosts for problem in _missing_login_files(host)]
+    problems += _unreachable(hosts)
     if problems:
         raise Refused(problems)
 
@@ -112,10 +115,16 @@ def _compare(host: Host, plan: HostPlan, identity: facts.HostIdentity | None) ->
             yield Problem(name, path.key, f"{path.path} is not on the host", path.remedy)
 
 
-def _unreachable(hosts: Iterable[Host]) -> list[Problem]:
-    chosen = list(hosts)
+def _missing_login_files(host: Host) -> Iterator[Problem]:
+    for key in ("ssh_key", "ssh_known_hosts_file", "ssh_config_file"):
+        path = host.data.get(key)
+        if path and not Path(path).expanduser().is_file():
+            yield Problem(host.name, key, f"{path}: no such file", "correct the path, or put the file there")
+
+
+def _unreachable(hosts: Sequence[Host]) -> list[Problem]:
     with ThreadPoolExecutor(max_workers=32) as pool:
-        return [problem for problem in pool.map(_knock, chosen) if problem is not None]
+        return [problem for problem in pool.map(_knock, hosts) if problem is not None]
 
 
 def _knock(host: Host) -> Problem | None:

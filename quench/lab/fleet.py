@@ -32,6 +32,7 @@ install -d -m 700 -o {login} -g {login} /home/{login}/.ssh
 printf '%s\\n' '{key}' >/home/{login}/.ssh/authorized_keys
 chown {login}: /home/{login}/.ssh/authorized_keys
 printf '%s\\n' '{login} ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/{login}
+chmod 440 /etc/sudoers.d/{login}
 systemctl restart ssh
 cat /etc/ssh/ssh_host_ed25519_key.pub
 """

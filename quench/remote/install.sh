@@ -74,7 +74,7 @@ while read -r kind mode owner group path; do
         ;;
     file)
         (umask 022 && mkdir -p "${path%/*}")
-        cp -p "$stage/tree$path" "$path$suffix"
+        cp --preserve=mode,ownership "$stage/tree$path" "$path$suffix"
         mv -fT "$path$suffix" "$path"
         ;;
     gone)

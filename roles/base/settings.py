@@ -43,7 +43,9 @@ class BaseSettings(RoleSettings):
         description="Time servers that replace the distribution's pool. Logs are evidence only if the clock is right.",
         examples=[["ntp1.example.org", "ntp2.example.org"]],
     )
-    locale: str = Field(default="C.UTF-8", description="System locale.", examples=["en_GB.UTF-8"])
+    locale: Literal["C.UTF-8", "C"] = Field(
+        default="C.UTF-8", description="System locale. These two are there without a package of their own."
+    )
     updates: Literal["security", "off"] = Field(
         default="security",
         description=(

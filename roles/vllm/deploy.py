@@ -18,8 +18,8 @@ from quench import (
 from roles.vllm.files import engines, environment_folder, files, model_folder, unit
 from roles.vllm.settings import VllmSettings
 
-# gcc and the Python headers: Triton and Inductor compile kernels at run time. libnuma1: the CPU engine.
-PACKAGES = ["curl", "gcc", "libc6-dev", "libnuma1", "python3-dev", "python3-venv"]
+# Compilers and the Python headers: Triton and Inductor compile kernels at run time. libnuma1: the CPU engine.
+PACKAGES = ["curl", "g++", "gcc", "libc6-dev", "libnuma1", "python3-dev", "python3-venv"]
 
 
 @role(VllmSettings)

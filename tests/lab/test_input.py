@@ -171,6 +171,11 @@ def test_an_unreachable_host_stops_the_run_for_all(untouched: Node, tmp_path: Pa
     assert line.endswith("--exclude node8")
 
 
+def test_a_missing_login_key(untouched: Node, tmp_path: Path) -> None:
+    run = only_the_host_knows(untouched, tmp_path, {"*": {"ssh_key": "/nowhere/key"}})
+    assert problem_lines(run) == ["node1: ssh_key: /nowhere/key: no such file; correct the path, or put the file there"]
+
+
 def only_the_host_knows(node: Node, folder: Path, changes: dict[str, Any]) -> Run:
     before = node.tree()
     run = run_pyinfra(node, "-y", inventory=write_inventory(folder, changes))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from support import CHECKOUT, MODEL, Node, environment, run_pyinfra
+from support import CHECKOUT, MODEL, Node, environment, lab_data, run_pyinfra, write_inventory
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +204,18 @@ def test_the_host_checks_pass_here_as_on_a_live_server(real_node: Node, tmp_path
     assert done.returncode == 0, done.stdout[-4000:]
     # pytest ends with 0 as well if all is skipped.
     assert " passed" in done.stdout.splitlines()[-1]
+
+
+def test_a_model_that_is_split_over_two_workers_answers(real_node: Node, tmp_path: Path) -> None:
+    """As on two GPUs: here the workers are two processes on the CPU. Last, since it restarts the engine."""
+    model = {**lab_data(real_node)["vllm_models"][MODEL], "gpus": [0, 1]}
+    split = write_inventory(tmp_path, {"*": {"vllm_models": {MODEL: model}, "vllm_start_seconds": 240}})
+    run = run_pyinfra(real_node, "-y", inventory=split)
+    assert run.code == 0, run.text[-4000:]
+    with openai_client(real_node, real_node.key) as client:
+        answer = client.completions.create(model=MODEL, prompt="hello", max_tokens=4, extra_body={"ignore_eos": True})
+    assert answer.usage is not None and answer.usage.completion_tokens == 4
+    listening = real_node.root("ss -ltnH").splitlines()
+    # sshd, and nginx; the engine and its workers are on the loopback address alone.
+    ports = {line.split()[3].rpartition(":")[2] for line in listening if "127.0.0.1:" not in line.split()[3]}
+    assert ports == {"22", "443"}
