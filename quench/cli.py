@@ -188,6 +188,18 @@ def lab_ssh(name: str, node: str, command: tuple[str, ...]) -> None:
     os.execvp(words[0], words)
 
 
+@lab.command("ssh-config")
+@_name
+def lab_ssh_config(name: str) -> None:
+    """Print an OpenSSH configuration for the hosts of a lab.
+
+    \b
+    Example: quench lab ssh-config >lab.ssh
+             pytest tests/host --hosts=ssh://node1 --ssh-config=lab.ssh --sudo
+    """
+    click.echo(fleet.ssh_config(lab_state.load(name)), nl=False)
+
+
 @lab.command("down")
 @_name
 def lab_down(name: str) -> None:

@@ -152,6 +152,24 @@ def ssh_command(lab: Lab, host: str) -> list[str]:
     ]
 
 
+def ssh_config(lab: Lab) -> str:
+    """An OpenSSH configuration for all hosts of a lab, by their names."""
+    return "".join(
+        f"Host {host.name}\n"
+        f"    HostName {host.address}\n"
+        f"    HostKeyAlias {host.address}\n"
+        f"    User {LOGIN}\n"
+        f"    IdentityFile {lab.folder / 'login.key'}\n"
+        f"    IdentitiesOnly yes\n"
+        f"    UserKnownHostsFile {lab.folder / 'known_hosts'}\n"
+        f"    StrictHostKeyChecking yes\n"
+        f"    LogLevel ERROR\n"
+        # One login for all checks.
+        f"    ControlPath {lab.folder}/%h.ssh\n"
+        for host in lab.hosts
+    )
+
+
 def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
     """Inventory data of a host: how to log in, and what the lab has for the roles."""
     _, locks = wheels.ensure_wheelhouse(cache_folder(), lab.engine)

@@ -16,6 +16,8 @@ import openai
 import pytest
 from support import CHECKOUT, MODEL, Node, environment, lab_data, run_pyinfra, write_inventory
 
+from quench.lab import fleet
+
 
 @pytest.fixture(scope="module")
 def client(real_node: Node) -> Iterator[openai.OpenAI]:
@@ -77,6 +79,14 @@ def test_a_wrong_key_is_refused(real_node: Node) -> None:
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()
+
+
+def test_too_many_requests_are_refused(real_node: Node, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.RateLimitError) as refused:
+        for _ in range(300):
+            client.models.list()
+    assert refused.value.response.headers["Retry-After"] == "1"
+    time.sleep(6)  # until the burst of the lab's client is whole again
 
 
 def test_an_unknown_model_is_refused(client: openai.OpenAI) -> None:
@@ -191,11 +201,7 @@ def test_the_sandbox_holds(real_node: Node) -> None:
 
 def test_the_host_checks_pass_here_as_on_a_live_server(real_node: Node, tmp_path: Path) -> None:
     """The checks of tests/host, over SSH as an ordinary user with sudo."""
-    config = subprocess.run(
-        [sys.executable, "tests/molecule/shared/ssh_config.py"],
-        cwd=CHECKOUT, env=environment(real_node), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    (tmp_path / "ssh_config").write_text(config.stdout)
+    (tmp_path / "ssh_config").write_text(fleet.ssh_config(real_node.lab))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/host", "--hosts=ssh://node1", "--sudo",
          f"--ssh-config={tmp_path / 'ssh_config'}"],
