@@ -6,7 +6,7 @@ from quench.preflight import before_connecting
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10"
 config.SUDO = True
-# One host that fails stops the run for all: a bad change does not roll on through the fleet.
+# One host that fails stops the run for all, at that operation. One host after the other: --serial.
 config.FAIL_PERCENT = 0
 
 before_connecting()

@@ -64,14 +64,15 @@ class RoleFiles(FactBase[RoleState]):
     """State of all files of a role: content hash, mode, owner, and the role's manifest."""
 
     @override
-    def command(self, role: str, paths: list[str]) -> str:
-        names = " ".join(shlex.quote(path) for path in paths)
+    def command(self, role: str, files: list[str], directories: list[str]) -> str:
+        # A folder may be a link to where there is room, so it is asked for as what it leads to.
+        entries = " ".join(shlex.quote(path) for path in [*files, *(f"{path}/." for path in directories)])
+        names = " ".join(shlex.quote(path) for path in files)
         manifest = shlex.quote(f"{STATE_DIRECTORY}/manifest/{role}")
-        return (
-            f"stat -c 'stat %a %U %G %n' -- {names} 2>/dev/null; "
-            f"sha256sum -- {names} 2>/dev/null; "
-            f"sed 's/^/manifest /' {manifest} 2>/dev/null; true"
-        )
+        # Without a name, sha256sum would read standard input.
+        steps = [f"stat -c 'stat %a %U %G %n' -- {entries} 2>/dev/null"] if entries else []
+        steps += [f"sha256sum -- {names} 2>/dev/null"] if names else []
+        return "; ".join([*steps, f"sed 's/^/manifest /' {manifest} 2>/dev/null", "true"])
 
     @override
     @staticmethod
@@ -86,13 +87,15 @@ class RoleFiles(FactBase[RoleState]):
             kind, rest = line.split(" ", 1)
             if kind == "stat":
                 mode, owner, group, path = rest.split(" ", 3)
-                state.entries[path] = Entry(int(mode, 8), owner, group)
+                state.entries[path.removesuffix("/.")] = Entry(int(mode, 8), owner, group)
             elif kind == "manifest":
                 sha256, mode, owner, group, path = rest.split(" ", 4)
                 state.manifest[path] = Entry(int(mode, 8), owner, group, sha256)
             else:
                 hashes[rest.lstrip(" *")] = kind
         for path, sha256 in hashes.items():
+            if path not in state.entries:  # it came between the two commands; the next run sees it
+                continue
             entry = state.entries[path]
             state.entries[path] = Entry(entry.mode, entry.owner, entry.group, sha256)
         return state
@@ -143,7 +146,7 @@ class Packages(FactBase[dict[str, str]]):
 
     @override
     def command(self, names: list[str]) -> str:
-        # dpkg-query(1): db:Status-Abbrev is "ii " for a package that is wanted and whole.
+        # dpkg-query(1): db:Status-Abbrev is "ii " for a package that is whole, and "hi " for one that is also held.
         words = " ".join(shlex.quote(name) for name in names)
         return f"dpkg-query -W -f '${{db:Status-Abbrev}}|${{Package}}|${{Version}}\\n' {words} 2>/dev/null; true"
 
@@ -154,7 +157,7 @@ class Packages(FactBase[dict[str, str]]):
 
     @override
     def process(self, output: list[str]) -> dict[str, str]:
-        rows = [line.split("|") for line in output if line.startswith("ii ")]
+        rows = [line.split("|") for line in output if line[1:3] == "i "]
         return {name: version for _, name, version in rows}
 
 

@@ -22,8 +22,15 @@ from quench.plan import HostPath, recording
 
 Commands = Generator[StringCommand, None, None]
 
-# Held by each command that changes a host. What a killed run left running comes to its end first.
-_LOCK = "flock --timeout 900 /run/quench.lock"
+# Held by each command that changes a host. What a killed run left running comes to its end first, be it the
+# download of a model.
+_LOCK = "flock --timeout 3600 --conflict-exit-code 75 /run/quench.lock"
+_LOCKED = (
+    "{ code=$?; [ $code != 75 ] || echo 'quench: another run has worked on this host for an hour; "
+    "it holds /run/quench.lock' >&2; exit $code; }"
+)
+# A package manager that runs by itself, as on a fresh cloud image, holds locks that apt does not wait for.
+_RETRY = 'retry() { left=$1; shift; until "$@"; do left=$((left - 1)); [ $left -gt 0 ] || return 1; sleep 10; done; }'
 
 
 def install(role: str, managed: Sequence[Managed]) -> None:
@@ -43,7 +50,12 @@ def install(role: str, managed: Sequence[Managed]) -> None:
 def _install(role: str, managed: list[Managed]) -> Commands:
     wanted = {item.dest: _entry(item) for item in managed}
     files = {path: entry for path, entry in wanted.items() if entry.sha256}
-    state = context.host.get_fact(facts.RoleFiles, role=role, paths=[*wanted, *(path + NEW_SUFFIX for path in files)])
+    state = context.host.get_fact(
+        facts.RoleFiles,
+        role=role,
+        files=[*files, *(path + NEW_SUFFIX for path in files)],
+        directories=[path for path in wanted if path not in files],
+    )
     changed = [item for item in managed if not _in_place(item.dest, wanted[item.dest], state)]
     gone = sorted(set(state.manifest) - set(wanted))
     if changed or gone or state.manifest != files:
@@ -170,13 +182,14 @@ def _packages(names: list[str], hold_back: list[str]) -> Commands:
         return
     words = " ".join(shlex.quote(name) for name in missing)
     masks = [f"systemctl mask --runtime --quiet {shlex.quote(unit)}" for unit in hold_back]
-    options = "-q -y -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300"
+    options = "-q -y -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300"
     steps = [
         "export DEBIAN_FRONTEND=noninteractive",
         *masks,
         # Heals what an interrupted run left half configured.
-        '{ [ -z "$(dpkg --audit)" ] || dpkg --configure -a --force-confold; }',
-        "apt-get -q -o DPkg::Lock::Timeout=300 update",
+        _RETRY,
+        '{ [ -z "$(dpkg --audit)" ] || retry 30 dpkg --configure -a --force-confold; }',
+        "retry 6 apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 update",
         f"apt-get {options} --fix-broken --no-install-recommends install {words}",
     ]
     yield _change(" && ".join(steps))
@@ -208,25 +221,22 @@ def _account(user: str, home: str, shell: str, groups: list[str]) -> Commands:
         yield _change(f"usermod --append --groups {','.join(missing)} {quoted}")
 
 
-def python_environment(folder: str, lock: str, *, python: str, index_url: str | None) -> None:
+def python_environment(folder: str, lock: str, *, index_url: str | None) -> None:
     """Have a Python environment with exactly the packages of a lock file, checked by their hashes.
 
     Args:
         folder: absolute path of the environment; it is complete or it is built anew.
         lock: text of a requirements file with a hash for each package.
-        python: interpreter on the host.
         index_url: package index, such as an internal mirror; None for the one pip is set up with.
     """
-    _python_environment(
-        name=f"Build {folder} from its lock file", folder=folder, lock=lock, python=python, index_url=index_url
-    )
+    _python_environment(name=f"Build {folder} from its lock file", folder=folder, lock=lock, index_url=index_url)
 
 
 @operation()
-def _python_environment(folder: str, lock: str, python: str, index_url: str | None) -> Commands:
+def _python_environment(folder: str, lock: str, index_url: str | None) -> Commands:
     want = hashlib.sha256(lock.encode()).hexdigest()
     if context.host.get_fact(facts.Text, path=f"{folder}/.complete") != want:
-        yield _script("python_environment.sh", folder, python, want, index_url or "", stdin=lock)
+        yield _script("python_environment.sh", folder, want, index_url or "", stdin=lock)
 
 
 def model_files(folder: str, *, url: str, sha256: str) -> None:
@@ -254,12 +264,12 @@ def require_path(path: str, *, key: str, remedy: str) -> None:
 
 
 def _change(command: str) -> StringCommand:
-    return StringCommand(f"{_LOCK} sh -c {shlex.quote(command)}")
+    return StringCommand(f"{_LOCK} sh -c {shlex.quote(command)} || {_LOCKED}")
 
 
 def _script(name: str, *arguments: str, stdin: str | None = None) -> StringCommand:
     words = " ".join(shlex.quote(argument) for argument in arguments)
-    command = f"{_LOCK} sh -c {shlex.quote(_remote(name))} {shlex.quote(name)} {words}"
+    command = f"{_LOCK} sh -c {shlex.quote(_remote(name))} {shlex.quote(name)} {words} || {_LOCKED}"
     return StringCommand(command) if stdin is None else StringCommand(command, _stdin=stdin)
 
 

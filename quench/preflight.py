@@ -44,7 +44,8 @@ def before_connecting() -> None:
     deploys = [str(argument) for argument in arguments["operations"]]
     if not deploys or not all(deploy.endswith(".py") and os.path.exists(deploy) for deploy in deploys):
         return  # `fact`, `exec`, `debug-inventory`, or a deploy file that pyinfra itself will miss
-    override = _set_override_data(arguments["data"], None, None, None, None, None)
+    connection = ("ssh_user", "ssh_key", "ssh_key_password", "ssh_port", "ssh_password")
+    override = _set_override_data(arguments["data"], *(arguments[name] for name in connection))
     inventory = load_inventory(arguments["inventory"], group_data=arguments["group_data"], override_data=override)
     _plan = make_plan(inventory, deploys, limit=arguments["limit"], exclude=arguments["exclude"])
     problems = offline_problems(_plan, arguments["inventory"])

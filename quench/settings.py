@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from quench.problems import Problem, Refused
 from quench.secrets import SecretRef
 
-Platform = Literal["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04"]
+Platform = Literal["debian-12", "debian-13", "ubuntu-24.04"]
 
 # Keys that belong to pyinfra itself: connection data, and global arguments such as `_sudo`.
 _PYINFRA_KEYS = re.compile(r"^(_|ssh_|fake_)")

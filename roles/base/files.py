@@ -9,14 +9,12 @@ from roles.base.settings import BaseSettings
 _RELEASES = {
     "debian-12": ("bookworm", "main"),
     "debian-13": ("trixie", "main"),
-    "ubuntu-22.04": ("jammy", "main universe"),
     "ubuntu-24.04": ("noble", "main universe"),
 }
 # The time servers that each distribution's own package is set up with.
 _POOLS = {
     "debian-12": "2.debian.pool.ntp.org",
     "debian-13": "2.debian.pool.ntp.org",
-    "ubuntu-22.04": "ntp.ubuntu.com",
     "ubuntu-24.04": "ntp.ubuntu.com",
 }
 

@@ -27,14 +27,16 @@ class BaseSettings(RoleSettings):
     )
     apt_mirror: str | None = Field(
         default=None,
-        pattern=r"^https?://[^\s]+[^/\s]$",
+        pattern=r"^https?://[^\s@]+[^/\s@]$",
+        repr=False,
         description="Package mirror that replaces the distribution's own, for a network without a way out.",
         examples=["https://mirror.example.org/debian"],
     )
     apt_security_mirror: str | None = Field(
         default=None,
         validate_default=True,
-        pattern=r"^https?://[^\s]+[^/\s]$",
+        pattern=r"^https?://[^\s@]+[^/\s@]$",
+        repr=False,
         description="Mirror of the security archive. Goes with apt_mirror.",
         examples=["https://mirror.example.org/debian-security"],
     )

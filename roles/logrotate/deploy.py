@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quench import LogFiles, install, packages, role, service
-from roles.logrotate.files import files
+from roles.logrotate.files import TIMER, files
 from roles.logrotate.settings import LogrotateSettings
 
 
@@ -11,5 +11,6 @@ from roles.logrotate.settings import LogrotateSettings
 def logrotate(settings: LogrotateSettings, *logs: LogFiles) -> None:
     """Rotate the logs of the services that say where theirs are."""
     packages(["logrotate"])
-    install("logrotate", files(settings, logs))
-    service("logrotate.timer", [])
+    managed = files(settings, logs)
+    install("logrotate", managed)
+    service(TIMER, managed)

@@ -21,8 +21,8 @@ LOGS = LogFiles(
     reopen='pid=$(systemctl show --property=MainPID --value nginx.service); [ "$pid" = 0 ] || kill -USR1 "$pid"',
 )
 # nginx 1.25.1 turned http2 from a parameter of listen into a directive of its own; Debian 12 has 1.22,
-# Ubuntu 22.04 has 1.18 and Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html
-_HTTP2_DIRECTIVE = {"debian-12": False, "debian-13": True, "ubuntu-22.04": False, "ubuntu-24.04": False}
+# Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html
+_HTTP2_DIRECTIVE = {"debian-12": False, "debian-13": True, "ubuntu-24.04": False}
 
 # As the user and with the power that the unit has, so that it also tells whether the key can be read.
 _CHECK = (

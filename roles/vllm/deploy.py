@@ -36,7 +36,7 @@ def vllm(settings: VllmSettings) -> list[Engine]:
     account("vllm", home="/var/lib/vllm")
     for version in host.loop(settings.versions()):
         lock = settings.lock_file(version).read_text()
-        python_environment(environment_folder(version), lock, python=settings.python, index_url=settings.index_url)
+        python_environment(environment_folder(version), lock, index_url=settings.index_url)
     for name in host.loop(settings.models):
         model = settings.models[name]
         if model.source is not None and model.sha256 is not None:

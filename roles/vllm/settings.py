@@ -15,6 +15,8 @@ from quench.secrets import SecretRef, SecretUnavailable
 from quench.settings import Model, RoleSettings
 
 REQUIREMENTS = "roles/vllm/requirements"
+# The Python that each platform's own packages bring. What vLLM depends on differs between them.
+_PYTHONS = {"debian-12": "py311", "debian-13": "py313", "ubuntu-24.04": "py312"}
 
 # Arguments that this role sets itself, or that give away control of the host to whoever sends a request
 # or publishes a model. vLLM names them with dashes; both spellings are refused.
@@ -59,7 +61,8 @@ class ServedModel(Model):
     )
     source: str | None = Field(
         default=None,
-        pattern=r"^https?://[^\s]+[^/\s]$",
+        pattern=r"^https?://[^\s@]+[^/\s@]$",
+        repr=False,
         description="Where the host fetches the files from. Unset: the folder must be on the host already.",
         examples=["https://mirror.example.org/models/llama-3.3-70b/2026-10-01"],
     )
@@ -119,12 +122,14 @@ class VllmSettings(RoleSettings):
 
     version: str = Field(
         pattern=r"^[0-9][0-9A-Za-z.+]*$",
-        description="vLLM version. `vllm_requirements` has its lock file, VERSION.txt.",
-        examples=["0.33.0"],
+        description="vLLM version. `vllm_requirements` has its lock file, VERSION-PYTHON.txt.",
+        examples=["0.32.0"],
     )
     requirements: str = Field(
         default=REQUIREMENTS,
-        description="Folder, where the run starts, with a lock file for each version: pip requirements with hashes.",
+        description=(
+            "Folder, where the run starts, with a lock file for each version and Python: pip requirements with hashes."
+        ),
     )
     models: dict[str, ServedModel] = Field(
         min_length=1,
@@ -141,14 +146,10 @@ class VllmSettings(RoleSettings):
     )
     index_url: str | None = Field(
         default=None,
-        pattern=r"^https?://[^\s]+$",
+        pattern=r"^https?://[^\s@]+$",
+        repr=False,
         description="Python package index of the host. Unset: the one that pip on the host is set up with.",
         examples=["https://mirror.example.org/python/simple"],
-    )
-    python: str = Field(
-        default="python3",
-        description="Interpreter on the host, 3.11 or newer. Ubuntu 22.04 ships 3.10: name another there.",
-        examples=["/usr/bin/python3.12"],
     )
     hf_token: SecretRef | None = Field(
         default=None,
@@ -213,8 +214,8 @@ class VllmSettings(RoleSettings):
         return sorted({self.version_of(model) for model in self.models.values()})
 
     def lock_file(self, version: str) -> Path:
-        """The requirements file, with hashes, of a vLLM version."""
-        return Path(self.requirements) / f"{version}.txt"
+        """The requirements file, with hashes, of a vLLM version, for the Python of the host's platform."""
+        return Path(self.requirements) / f"{version}-{_PYTHONS[self.platform]}.txt"
 
     @override
     def problems(self, host: str) -> Iterator[Problem]:

@@ -177,6 +177,8 @@ def test_a_key_is_revoked_and_another_added_without_a_reload(gateway: Node, tmp_
 
 def test_logs_go_on_after_rotation_and_old_ones_are_kept_by_age(gateway: Node) -> None:
     gateway.request("/v1/models", key=gateway.key)
+    gateway.root("cd /var/log/nginx && for days in 300 400; do touch -d \"-$days days\" "
+                 "access.json-$(date -d \"-$days days\" +%Y%m%d-%s).gz; done")  # fmt: skip
     gateway.root("logrotate --force /etc/logrotate.d/nginx")
     time.sleep(0.5)
     assert log_lines(gateway) == [] or len(log_lines(gateway)) < 3
@@ -187,6 +189,12 @@ def test_logs_go_on_after_rotation_and_old_ones_are_kept_by_age(gateway: Node) -
     names = gateway.root("ls /var/log/nginx")
     today = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d")
     assert f"access.json-{today}" in names
+    kept = gateway.root("find /var/log/nginx -name 'access.json-*' -mtime +1").splitlines()
+    # Six years, as the lab's group_data has it: nothing is old enough. With a year, one goes.
+    assert len(kept) == 2
+    gateway.root("sed 's/maxage .*/maxage 365/' /etc/logrotate.d/nginx >/root/year && logrotate --force /root/year")
+    kept = gateway.root("find /var/log/nginx -name 'access.json-*' -mtime +1").splitlines()
+    assert len(kept) == 1
 
 
 def test_an_answer_that_has_begun_survives_a_reload_and_a_stop_of_nginx(gateway: Node) -> None:

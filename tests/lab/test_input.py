@@ -185,6 +185,16 @@ def only_the_host_knows(node: Node, folder: Path, changes: dict[str, Any]) -> Ru
     return run
 
 
+def test_a_mirror_with_a_password_in_its_address(untouched: Node, tmp_path: Path) -> None:
+    changes = {"*": {"vllm_index_url": "https://me:canaryPASSWORD@mirror.example.org/simple"}}
+    before = untouched.tree()
+    run = run_pyinfra(untouched, "-y", inventory=write_inventory(tmp_path, changes))
+    assert run.code == 1
+    assert problem_lines(run)[0].startswith("node1: vllm_index_url: string should match pattern")
+    assert "canaryPASSWORD" not in run.text
+    assert untouched.tree() == before
+
+
 def test_an_inventory_that_is_not_there(untouched: Node) -> None:
     run = run_pyinfra(untouched, "-y", inventory="inventories/prd.py")
     assert run.code == 1

@@ -101,10 +101,10 @@ def test_the_run_after_a_kill_converges_wherever_the_kill_came(reference: tuple[
         with ThreadPoolExecutor(AT_ONCE) as pool:
             pairs = zip(nodes, batch, strict=True)
             results += list(pool.map(lambda pair: killed_then_healed(pair[0], inventory, *pair[1]), pairs))
+        assert [(kill, said) for kill, (_, said, _) in zip(batch, results[start:], strict=True) if said] == []
         assert [node.name for node in nodes if not serves(node)] == []
     # Kills that came too late killed nothing, and would show nothing.
     assert sum(running for running, _, _ in results) == len(KILLS)
-    assert [(kill, said) for kill, (_, said, _) in zip(KILLS, results, strict=True) if said] == []
     differing = [kill for kill, (_, _, found) in zip(KILLS, results, strict=True) if found != tree]
     assert differing == []
 
@@ -209,6 +209,34 @@ def test_a_model_that_is_no_longer_wanted_is_stopped_and_its_files_go(
     assert node.root("systemctl is-active vllm@second.service", check=False) == "inactive"
     assert node.root("ls /etc/vllm") == f"{MODEL}.env\n{MODEL}.yaml"
     assert node.root("ss -ltnH 'sport = :8001'") == ""
+    assert serves(node)
+
+
+def test_a_host_without_a_mirror_of_its_own_is_asked_for_its_files_all_the_same(
+    reference: tuple[Node, str], tmp_path: Path
+) -> None:
+    """As a server that fetches from the distribution. Its packages are there; only the sources change."""
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node7")
+    plain = write_inventory(
+        tmp_path, {"*": tls_of(inventory), "remove": ["base_apt_mirror", "base_apt_security_mirror"]}
+    )
+    run = run_pyinfra(node, "-y", "--limit", node.name, inventory=plain)
+    assert run.code == 0, run.text[-3000:]
+    assert node.root("ls /etc/apt/apt.conf.d/10quench-sources", check=False) == ""
+    again = run_pyinfra(node, "-y", "--json", "--limit", node.name, inventory=plain)
+    assert again.totals["success"] == 0
+    assert run_pyinfra(node, "-y", "--limit", node.name, inventory=inventory).code == 0
+
+
+def test_a_changed_checksum_under_the_same_revision_is_refused(reference: tuple[Node, str], tmp_path: Path) -> None:
+    first, inventory = reference
+    node = Node(load(first.lab.name), "node7")
+    model = {**lab_data(node)["vllm_models"][MODEL], "sha256": "0" * 64}
+    changed = write_inventory(tmp_path, {"*": {"vllm_models": {MODEL: model}, **tls_of(inventory)}})
+    run = run_pyinfra(node, "-y", "--limit", node.name, inventory=changed)
+    assert run.code == 1
+    assert "name a new revision" in run.text
     assert serves(node)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import ssl
 import subprocess
@@ -168,6 +169,19 @@ def test_the_engine_is_not_reached_from_another_host(real_node: Node) -> None:
     with pytest.raises(OSError):
         socket.create_connection((real_node.address, 8000), timeout=2)
     assert "127.0.0.1:8000" in real_node.root("ss -ltnH 'sport = :8000'")
+
+
+def test_the_engines_filter_lets_nothing_out(real_node: Node) -> None:
+    """The filter of the unit, asked of the kernel: the property alone would also show where it does nothing."""
+    unit = f"vllm@{MODEL}.service"
+    shown = real_node.root(f"systemctl show -p IPAddressDeny,IPAddressAllow {unit}")
+    assert "IPAddressDeny=::/0 0.0.0.0/0" in shown
+    reach = f"timeout 5 bash -c '</dev/tcp/{real_node.lab.gateway}/8080' && echo reached || echo stopped"
+    assert real_node.root(reach) == "reached"
+    filtered = (
+        f"systemd-run --quiet --wait --pipe -p IPAddressDeny=any -p IPAddressAllow=localhost sh -c {shlex.quote(reach)}"
+    )
+    assert real_node.root(filtered) == "stopped"
 
 
 def test_a_stop_lets_a_streamed_answer_finish(real_node: Node, client: openai.OpenAI) -> None:

@@ -21,7 +21,7 @@ def stand_in(tmp_path):
 
 
 def test_the_shim_is_the_one_that_the_lock_file_pins():
-    lock = (CHECKOUT / "roles/vllm/requirements/0.32.0+cpu.txt").read_text()
+    lock = (CHECKOUT / "roles/vllm/requirements/0.32.0+cpu-py311.txt").read_text()
     (pinned,) = re.findall(r"^vllm==0\.32\.0\+cpu \\\n +--hash=sha256:(\w+)$", lock, re.MULTILINE)
     assert hashlib.sha256(wheels.shim()).hexdigest() == pinned
 
@@ -43,10 +43,11 @@ def test_the_stand_in_is_the_same_bytes_each_time(stand_in, tmp_path):
 def test_the_stand_ins_lock_pins_its_wheel(stand_in):
     house, locks = stand_in
     (wheel,) = house.glob("*.whl")
-    (lock,) = locks.glob("*.txt")
-    assert lock.stem == "0.0.0+standin"
+    found = sorted(locks.glob("*.txt"))
+    assert [lock.stem for lock in found] == [f"0.0.0+standin-{python}" for python in ("py311", "py312", "py313")]
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    assert lock.read_text() == f"vllm==0.0.0+standin --hash=sha256:{sha256}\n"
+    for lock in found:
+        assert lock.read_text() == f"vllm==0.0.0+standin --hash=sha256:{sha256}\n"
 
 
 def test_the_stand_in_is_a_program_named_vllm(stand_in):

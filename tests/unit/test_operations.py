@@ -58,7 +58,7 @@ def shell(command):
 
 def arguments(command):
     words = shlex.split(command)
-    return words[words.index("-c") + 2 :]
+    return words[words.index("-c") + 2 : words.index("||")]
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_secret_travels_on_standard_input_and_stands_in_no_command(install, se
 
 def test_a_lock_file_travels_on_standard_input_too(this_machine):
     (command,) = operations._python_environment._inner(
-        folder="/opt/x/1", lock="vllm==1 --hash=sha256:00\n", python="python3", index_url=None
+        folder="/opt/x/1", lock="vllm==1 --hash=sha256:00\n", index_url=None
     )
     assert command.connector_arguments["_stdin"].startswith("vllm==1")
     assert "vllm==1" not in str(command)
@@ -369,12 +369,12 @@ def test_a_user_with_another_shell_is_changed(account):
 
 
 def test_an_environment_is_built_unless_it_is_complete_for_this_very_lock(commands):
-    wanted = {"folder": "/opt/vllm/1", "lock": "vllm==1\n", "python": "python3", "index_url": None}
+    wanted = {"folder": "/opt/vllm/1", "lock": "vllm==1\n", "index_url": None}
     sha256 = hashlib.sha256(b"vllm==1\n").hexdigest()
     assert commands(operations._python_environment, [sha256], **wanted) == []
     for answer in ([], [sha256[::-1]]):
         (command,) = commands(operations._python_environment, answer, **wanted)
-        assert arguments(command) == ["python_environment.sh", "/opt/vllm/1", "python3", sha256, ""]
+        assert arguments(command) == ["python_environment.sh", "/opt/vllm/1", sha256, ""]
 
 
 def test_a_model_is_fetched_unless_its_list_of_checksums_is_the_pinned_one(commands):
@@ -387,7 +387,7 @@ def test_a_model_is_fetched_unless_its_list_of_checksums_is_the_pinned_one(comma
 def test_what_stands_in_an_argument_is_no_shell(commands):
     wanted = {"folder": "/srv/models/$(reboot)/1", "url": "http://a/;reboot", "sha256": "ab" * 32}
     (command,) = commands(operations._model_files, [], **wanted)
-    assert command.endswith(f"'http://a/;reboot' '/srv/models/$(reboot)/1' {'ab' * 32}")
+    assert f"'http://a/;reboot' '/srv/models/$(reboot)/1' {'ab' * 32} ||" in command
 
 
 def test_a_command_that_changes_a_host_waits_for_what_a_killed_run_left_running(commands, install, wanted):
@@ -400,4 +400,27 @@ def test_a_command_that_changes_a_host_waits_for_what_a_killed_run_left_running(
     ]
     assert len(found) == 6
     # With an end to the waiting.
-    assert all(re.match(r"flock --timeout \d+ (/run/\S+) sh -c ", command) for command in found)
+    assert all(re.match(r"flock --timeout \d+ --conflict-exit-code 75 (/run/\S+) sh -c ", command) for command in found)
+
+
+def test_a_role_without_files_asks_for_none_and_changes_nothing(commands):
+    """With no name at all, sha256sum would read standard input and answer for a file called "-"."""
+    command = facts.RoleFiles().command("base-sources", [], [])
+    assert "sha256sum" not in command and "stat" not in command
+    assert facts.RoleFiles().process([]) == facts.RoleState()
+    assert commands(operations._install, [], role="base-sources", managed=[]) == []
+
+
+def test_a_file_that_came_between_two_questions_is_left_to_the_next_run():
+    state = facts.RoleFiles().process([f"{'ab' * 32}  /etc/late"])
+    assert state.entries == {}
+
+
+def test_a_folder_is_asked_for_as_what_it_leads_to():
+    state = facts.RoleFiles().process(["stat 755 root root /srv/models/."])
+    assert list(state.entries) == ["/srv/models"]
+
+
+def test_a_package_that_is_held_counts_as_installed():
+    rows = ["ii |a|1", "hi |b|2", "iU |c|3", "rc |d|4", "un |e|"]
+    assert facts.Packages().process(rows) == {"a": "1", "b": "2"}

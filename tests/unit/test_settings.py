@@ -176,9 +176,9 @@ def test_other_engine_arguments_pass(vllm_data, args):
 
 
 def test_a_version_without_a_lock_file_is_refused_with_those_that_have_one(vllm_problems, tmp_path):
-    (tmp_path / "1.0.txt").touch()
+    (tmp_path / "1.0-py311.txt").touch()
     problem = only(vllm_problems(vllm_requirements=str(tmp_path), vllm_version="2.0"))
-    assert "2.0.txt" in problem.what
+    assert "2.0-py311.txt" in problem.what
     assert problem.remedy.endswith("choose from: 1.0")
 
 

@@ -1,0 +1,66 @@
+"""The lab itself: real hosts, no way out, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from support import CHECKOUT, Node, environment
+
+from quench.lab import fleet
+from quench.lab.state import load
+
+
+def quench(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("quench")), *words]
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=environment(node), capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_host_is_run_by_systemd_and_has_no_way_out(bare_stand_in: Node) -> None:
+    assert bare_stand_in.root("cat /proc/1/comm") == "systemd"
+    assert bare_stand_in.root("ip route show default; ip -6 route show default") == ""
+    # It reaches the mirror, and that alone.
+    mirror = f"{bare_stand_in.lab.gateway}/8080"
+    assert bare_stand_in.root(f"timeout 5 bash -c '</dev/tcp/{mirror}' && echo reached") == "reached"
+
+
+def test_the_login_is_an_ordinary_user(bare_stand_in: Node) -> None:
+    said = quench(bare_stand_in, "lab", "ssh", "node1", "--", "id", "-u")
+    assert said.returncode == 0, said.stderr
+    assert int(said.stdout) >= 1000
+
+
+def test_each_host_has_a_host_key_of_its_own_that_is_known(bare_stand_in: Node) -> None:
+    known = (bare_stand_in.lab.folder / "known_hosts").read_text()
+    public = bare_stand_in.root("cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")
+    assert f"{bare_stand_in.address} ssh-ed25519 {public}" in known
+
+
+def test_up_keeps_what_is_there(bare_stand_in: Node) -> None:
+    start = bare_stand_in.root("stat -c %Y /proc/1")
+    lab = fleet.up(bare_stand_in.lab.name, nodes=1, system="debian-12", engine="stand-in")
+    assert lab == load(bare_stand_in.lab.name)
+    assert bare_stand_in.root("stat -c %Y /proc/1") == start
+
+
+def test_status_is_there_for_machines(bare_stand_in: Node) -> None:
+    status = json.loads(quench(bare_stand_in, "lab", "status", "--json").stdout)
+    assert status["hosts"] == [
+        {"name": "node1", "address": bare_stand_in.address, "system": "debian-12", "state": "running"}
+    ]
+
+
+def test_down_leaves_nothing_but_the_cache(bare_stand_in: Node) -> None:
+    lab = fleet.up("test-down", nodes=1, system="debian-12", engine="stand-in")
+    node = Node(lab, "node1")
+    assert quench(node, "lab", "down").returncode == 0
+    assert not lab.folder.exists()
+    assert fleet.execute(lab, "node1", "true").returncode != 0
+    assert f"{lab.gateway}/" not in subprocess.run(["ip", "-brief", "address"], capture_output=True, text=True).stdout
+    again = quench(node, "lab", "status")
+    assert again.returncode == 1
+    assert "the lab 'test-down' is not up; start it: quench lab up --name test-down" in again.stderr
