@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quench import ManagedDirectory, ManagedFile, operations, secrets
+from quench import ManagedDirectory, ManagedFile, facts, operations, secrets
 from quench.facts import NEW_SUFFIX
 from quench.secrets import SecretRef
 
