@@ -221,7 +221,9 @@ class VllmSettings(RoleSettings):
     def problems(self, host: str) -> Iterator[Problem]:
         for version in self.versions():
             if not self.lock_file(version).exists():
-                known = ", ".join(sorted(path.stem for path in Path(self.requirements).glob("*.txt")))
+                python = _PYTHONS[self.platform]
+                locks = Path(self.requirements).glob(f"*-{python}.txt")
+                known = ", ".join(sorted(path.stem.removesuffix(f"-{python}") for path in locks))
                 what = f"there is no lock file {self.lock_file(version)}"
                 yield Problem(host, "vllm_version", what, f"add it, or choose from: {known or 'none'}")
         try:
