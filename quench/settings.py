@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -70,6 +70,13 @@ class RoleSettings(Model):
     def secrets(self) -> Iterator[tuple[str, SecretRef]]:
         """Every reference to a secret in these settings, with its inventory key."""
         return _secrets(f"{self.prefix}_", self)
+
+
+def check_names(names: Iterable[str], what: str) -> None:
+    """Raises ValueError unless each name can stand in a unit's name, a path and a log line."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"{name!r} cannot name {what}; use letters, digits, '.', '_' and '-'")
 
 
 def known_roles() -> dict[str, type[RoleSettings]]:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from quench.problems import Problem
 from quench.secrets import SecretRef, SecretUnavailable
-from quench.settings import Model, RoleSettings
+from quench.settings import Model, RoleSettings, check_names
 
 
 class Key(Model):
@@ -92,9 +92,8 @@ class NginxSettings(RoleSettings):
     @classmethod
     def _names(cls, value: dict[str, Client]) -> dict[str, Client]:
         owners: dict[str, str] = {}
+        check_names(value, "a client")
         for name, client in value.items():
-            if not name or not all(char.isascii() and (char.isalnum() or char in "._-") for char in name):
-                raise ValueError(f"{name!r} cannot name a client; use letters, digits, '.', '_' and '-'")
             for key in client.keys:
                 if key.sha256 in owners:
                     raise ValueError(

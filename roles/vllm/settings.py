@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from quench.problems import Problem
 from quench.secrets import SecretRef, SecretUnavailable
-from quench.settings import Model, RoleSettings
+from quench.settings import Model, RoleSettings, check_names
 
 REQUIREMENTS = "roles/vllm/requirements"
 # The Python that each platform's own packages bring. What vLLM depends on differs between them.
@@ -174,15 +174,8 @@ class VllmSettings(RoleSettings):
 
     @field_validator("models")
     @classmethod
-    def _names(cls, value: dict[str, ServedModel]) -> dict[str, ServedModel]:
-        for name in value:
-            if not all(char.isascii() and (char.isalnum() or char in "._-") for char in name) or not name[:1].isalnum():
-                raise ValueError(f"{name!r} cannot name a unit; use letters, digits, '.', '_' and '-'")
-        return value
-
-    @field_validator("models")
-    @classmethod
     def _nothing_twice(cls, value: dict[str, ServedModel]) -> dict[str, ServedModel]:
+        check_names(value, "a unit")
         ports: dict[int, str] = {}
         gpus: dict[int, str] = {}
         for name, model in value.items():

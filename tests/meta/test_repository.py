@@ -68,7 +68,7 @@ def test_the_rule_on_folders_finds_what_it_is_for(path):
     assert BUILD_MACHINE.search(path)
 
 
-@pytest.mark.parametrize("path", ["tests/work/x", "https://a.example.org/root/x", "/framework/", "$HOME/work/x"])
+@pytest.mark.parametrize("path", ["tests/root/x", "https://a.example.org/root/x", "/rootless/", "$HOME/root/x"])
 def test_the_rule_on_folders_leaves_other_paths_alone(path):
     assert not BUILD_MACHINE.search(path)
 
