@@ -21,7 +21,9 @@ def trial(host: Host) -> str:
 
 @pytest.fixture(scope="module")
 def texts(host: Host, manifests: dict[str, dict[str, Entry]]) -> dict[str, str]:
-    return {path: host.file(path).content_string for path in manifests["logrotate"]}
+    return {
+        path: host.file(path).content_string for path in manifests["logrotate"] if path.startswith("/etc/logrotate.d/")
+    }
 
 
 def test_it_runs_each_hour_so_that_size_counts(host: Host, unit: Callable[[str], Unit]) -> None:

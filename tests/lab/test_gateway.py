@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import ssl
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +214,18 @@ def test_an_answer_that_has_begun_survives_a_reload_and_a_stop_of_nginx(gateway:
         gateway.root("systemctl start nginx.service")
         assert received[0].count(b"data: ") == 101, command
         assert received[0].rstrip().endswith(b"[DONE]")
+
+
+def test_each_word_goes_out_as_it_comes(gateway: Node) -> None:
+    """The stand-in takes 20 ms for a word: a proxy that buffers would hold the first until the last."""
+    context = ssl.create_default_context(cafile=gateway.ca)
+    request = urllib.request.Request(
+        f"https://{gateway.address}{CHAT}",
+        data=json.dumps(body(max_tokens=100, stream=True)).encode(),
+        headers={"Authorization": f"Bearer {gateway.key}"},
+    )
+    start = time.monotonic()
+    with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+        arrivals = [time.monotonic() - start for line in answer if line.startswith(b"data: ")]
+    assert len(arrivals) == 101
+    assert arrivals[0] < 0.7 and arrivals[-1] > 1.9

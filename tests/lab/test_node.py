@@ -63,15 +63,18 @@ def test_a_completion_is_answered(client: openai.OpenAI) -> None:
 
 
 def test_the_first_chunk_arrives_before_the_last_is_generated(client: openai.OpenAI) -> None:
-    start = time.monotonic()
-    stream = client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "hello"}], max_tokens=400, stream=True,
-        extra_body={"ignore_eos": True},
-    )  # fmt: skip
-    arrivals = [time.monotonic() - start for _ in stream]
-    assert len(arrivals) > 100
-    # Buffered, all chunks would come at once at the end.
-    assert arrivals[5] < arrivals[-1] / 2
+    shares = []
+    for _ in range(3):
+        start = time.monotonic()
+        stream = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "hello"}], max_tokens=900, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        arrivals = [time.monotonic() - start for _ in stream]
+        assert len(arrivals) > 100
+        shares.append(arrivals[5] / arrivals[-1])
+    # Buffered, all chunks would come at the end, each time. Two cores that the engine fills can delay one stream.
+    assert min(shares) < 0.5, shares
 
 
 def test_a_wrong_key_is_refused(real_node: Node) -> None:
@@ -174,8 +177,8 @@ def test_the_engine_is_not_reached_from_another_host(real_node: Node) -> None:
 def test_the_engines_filter_lets_nothing_out(real_node: Node) -> None:
     """The filter of the unit, asked of the kernel: the property alone would also show where it does nothing."""
     unit = f"vllm@{MODEL}.service"
-    shown = real_node.root(f"systemctl show -p IPAddressDeny,IPAddressAllow {unit}")
-    assert "IPAddressDeny=::/0 0.0.0.0/0" in shown
+    denied = real_node.root(f"systemctl show --value -p IPAddressDeny {unit}")
+    assert set(denied.split()) == {"::/0", "0.0.0.0/0"}
     reach = f"timeout 5 bash -c '</dev/tcp/{real_node.lab.gateway}/8080' && echo reached || echo stopped"
     assert real_node.root(reach) == "reached"
     filtered = (
