@@ -26,7 +26,7 @@ class Model(BaseModel):
     """A part of a role's settings, such as one model of `vllm_models`."""
 
     # Strict, so that "8000" is not quietly taken for 8000; frozen, so that rendering stays pure.
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class RoleSettings(Model):

@@ -1,4 +1,4 @@
-"""Log rotation: it runs each day, knows the logs, and keeps them for as long as was asked for."""
+"""Log rotation: it runs each hour, knows the logs, and keeps them for as long as was asked for."""
 
 from __future__ import annotations
 
