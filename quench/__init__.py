@@ -1,22 +1,30 @@
 """The kit: what roles, deploys and inventories are written with."""
 
-from quench.contracts import Engine, LogFiles, Route
+from quench.contracts import Engine, Gpus, HostEngine, LogFiles, Route, Slices
 from quench.files import Managed, ManagedDirectory, ManagedFile, template, to_json, to_yaml
 from quench.operations import (
     account,
+    ask,
+    confirm,
+    ensure,
     install,
     model_files,
     packages,
+    pinned_packages,
     python_environment,
     require_path,
     service,
+    shell_script,
 )
 from quench.preflight import preflight
 from quench.problems import Problem, Refused
+from quench.reboot import reboot
 from quench.role import role
 
 __all__ = [
     "Engine",
+    "Gpus",
+    "HostEngine",
     "LogFiles",
     "Managed",
     "ManagedDirectory",
@@ -24,15 +32,22 @@ __all__ = [
     "Problem",
     "Refused",
     "Route",
+    "Slices",
     "account",
+    "ask",
+    "confirm",
+    "ensure",
     "install",
     "model_files",
     "packages",
+    "pinned_packages",
     "preflight",
     "python_environment",
+    "reboot",
     "require_path",
     "role",
     "service",
+    "shell_script",
     "template",
     "to_json",
     "to_yaml",

@@ -30,3 +30,31 @@ class LogFiles:
     paths: tuple[str, ...]
     owner: str
     reopen: str
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs of a host, and the versions that go with their driver. None: Quench looks after no driver here."""
+
+    count: int = 0
+    driver: str = ""
+    cuda: str = ""
+    dcgm: str | None = None
+    exporter: str | None = None
+    toolkit: str | None = None
+    mig: str | None = None
+
+
+@dataclass(frozen=True)
+class HostEngine:
+    """DCGM's host engine, and the version of the exporter that goes with it. Empty: there is none here."""
+
+    address: str = ""
+    exporter: str | None = None
+
+
+@dataclass(frozen=True)
+class Slices:
+    """GPUs, by index, that are cut into MIG slices."""
+
+    gpus: tuple[int, ...] = ()

@@ -15,30 +15,38 @@ NEW_SUFFIX = ".quench-new"
 
 @dataclass(frozen=True)
 class HostIdentity:
-    """What a host says of itself: `debian-12`, sudo without a password, and which paths it lacks."""
+    """What a host says of itself: `debian-12`, sudo without a password, and its answers, line by line."""
 
     platform: str
     sudo: bool
-    missing: frozenset[str]
+    answers: tuple[list[str], ...]
 
 
 class Identity(FactBase[HostIdentity]):
-    """Operating system, whether the login user may use sudo, and which of some paths are missing."""
+    """Operating system, whether the login user may use sudo, and what some commands print as root."""
 
     @override
-    def command(self, paths: list[str]) -> str:
-        tests = "".join(
-            f"; sudo -n test -e {shlex.quote(path)} 2>/dev/null || echo missing {shlex.quote(path)}" for path in paths
+    def command(self, questions: list[str]) -> str:
+        asked = "".join(
+            f"; sudo -n sh -c {shlex.quote(question)} </dev/null 2>/dev/null | sed 's/^/answer {number} /'"
+            for number, question in enumerate(questions)
         )
-        return f'. /etc/os-release; echo "platform $ID-$VERSION_ID"; sudo -n true 2>/dev/null && echo sudo{tests}; true'
+        # The RHEL family is one platform for each major version, whoever rebuilt it.
+        system = 'case " $ID $ID_LIKE " in *" rhel "*) ID=rhel VERSION_ID=${VERSION_ID%%.*};; esac'
+        system = f'. /etc/os-release; {system}; echo "platform $ID-$VERSION_ID"'
+        return f"{system}; sudo -n true 2>/dev/null && echo sudo{asked}; true"
 
     @override
     def process(self, output: list[str]) -> HostIdentity:
-        values = [line.split(" ", 1) for line in output]
+        answers: dict[int, list[str]] = {}
+        for line in output:
+            if line.startswith("answer "):
+                _, number, text = line.split(" ", 2)
+                answers.setdefault(int(number), []).append(text)
         return HostIdentity(
-            platform=next((value[1] for value in values if value[0] == "platform"), "unknown"),
-            sudo=["sudo"] in values,
-            missing=frozenset(value[1] for value in values if value[0] == "missing"),
+            platform=next((line.split(" ", 1)[1] for line in output if line.startswith("platform ")), "unknown"),
+            sudo="sudo" in output,
+            answers=tuple(answers.get(number, []) for number in range(max(answers, default=-1) + 1)),
         )
 
 
@@ -145,9 +153,11 @@ class Packages(FactBase[dict[str, str]]):
     """Installed versions of some packages, by name. A package that is half installed is left out."""
 
     @override
-    def command(self, names: list[str]) -> str:
-        # dpkg-query(1): db:Status-Abbrev is "ii " for a package that is whole, and "hi " for one that is also held.
+    def command(self, names: list[str], manager: str = "apt") -> str:
         words = " ".join(shlex.quote(name) for name in names)
+        if manager == "dnf":
+            return f"rpm -q --qf 'ii |%{{NAME}}|%{{VERSION}}-%{{RELEASE}}\n' {words} 2>/dev/null | grep '^ii '; true"
+        # dpkg-query(1): db:Status-Abbrev is "ii " for a package that is whole, and "hi " for one that is also held.
         return f"dpkg-query -W -f '${{db:Status-Abbrev}}|${{Package}}|${{Version}}\\n' {words} 2>/dev/null; true"
 
     @override
@@ -193,6 +203,23 @@ class Text(FactBase[str]):
     @staticmethod
     def default() -> str:
         return ""
+
+
+class Lines(FactBase[list[str]]):
+    """What a command prints as root, line by line."""
+
+    @override
+    def command(self, command: str) -> str:
+        return f"sh -c {shlex.quote(command)} </dev/null; true"
+
+    @override
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    @override
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line]
 
 
 class Sha256(FactBase[str]):

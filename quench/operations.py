@@ -8,7 +8,7 @@ import hashlib
 import io
 import shlex
 import tarfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from pyinfra.api import StringCommand, operation
 from quench import facts
 from quench.facts import NEW_SUFFIX, STATE_DIRECTORY, Entry, RoleState
 from quench.files import Managed, ManagedDirectory, ManagedFile
-from quench.plan import HostPath, recording
+from quench.plan import Question, recording
+from quench.problems import Problem
 
 Commands = Generator[StringCommand, None, None]
 
@@ -29,8 +30,6 @@ _LOCKED = (
     "{ code=$?; [ $code != 75 ] || echo 'quench: another run has worked on this host for an hour; "
     "it holds /run/quench.lock' >&2; exit $code; }"
 )
-# A package manager that runs by itself, as on a fresh cloud image, holds locks that apt does not wait for.
-_RETRY = 'retry() { left=$1; shift; until "$@"; do left=$((left - 1)); [ $left -gt 0 ] || return 1; sleep 10; done; }'
 
 
 def install(role: str, managed: Sequence[Managed]) -> None:
@@ -176,23 +175,77 @@ def packages(names: Sequence[str], *, hold_back: Sequence[str] = ()) -> None:
 
 @operation()
 def _packages(names: list[str], hold_back: list[str]) -> Commands:
-    installed = context.host.get_fact(facts.Packages, names=names)
+    manager = _manager()
+    installed = context.host.get_fact(facts.Packages, names=names, manager=manager)
     missing = [name for name in names if name not in installed]
     if not missing:
         return
-    words = " ".join(shlex.quote(name) for name in missing)
-    masks = [f"systemctl mask --runtime --quiet {shlex.quote(unit)}" for unit in hold_back]
-    options = "-q -y -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300"
-    steps = [
-        "export DEBIAN_FRONTEND=noninteractive",
-        *masks,
-        # Heals what an interrupted run left half configured.
-        _RETRY,
-        '{ [ -z "$(dpkg --audit)" ] || retry 30 dpkg --configure -a --force-confold; }',
-        "retry 6 apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 update",
-        f"apt-get {options} --fix-broken --no-install-recommends install {words}",
-    ]
-    yield _change(" && ".join(steps))
+    lines = "\n".join(f"{name} *" for name in missing)
+    yield _script("packages.sh", manager, "", "true", shlex.join(hold_back), lines)
+
+
+def pinned_packages(
+    name: str,
+    versions: Mapping[str, str],
+    *,
+    family: Sequence[str] = (),
+    former: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    check: str = "true",
+    hold_back: Sequence[str] = (),
+) -> None:
+    """Have packages in exactly these versions, all in one transaction, or else the ones that were there.
+
+    The versions must be the only ones that the package manager may choose: a pin stands before this.
+
+    Args:
+        name: imperative sentence, the operation's name.
+        versions: upstream version, without epoch and release, by package name.
+        family: patterns of the names of all that moves with them, and comes back with them.
+        former: names under which another version of the set is installed; they go.
+        extra: further packages of the same transaction, in any version. `$(uname -r)` is filled in on the host.
+        check: shell, run as root once the package manager is done, whatever that says: its failure brings the
+            former packages back.
+        hold_back: services that the package manager may not start or restart.
+    """
+    _pinned_packages(
+        name=name,
+        versions=dict(versions),
+        family=list(family),
+        former=list(former),
+        extra=list(extra),
+        check=check,
+        hold_back=list(hold_back),
+    )
+
+
+@operation()
+def _pinned_packages(
+    versions: dict[str, str],
+    family: list[str],
+    former: list[str],
+    extra: list[str],
+    check: str,
+    hold_back: list[str],
+) -> Commands:
+    manager = _manager()
+    installed = context.host.get_fact(facts.Packages, names=[*versions, *former], manager=manager)
+    wrong = [name for name, version in versions.items() if _upstream(installed.get(name, "")) != version]
+    wrong += [name for name in former if name in installed]
+    if wrong or context.host.get_fact(facts.Lines, command=f"{{ {check}; }} >/dev/null 2>&1 || echo no"):
+        wanted = [f"{name} {version}" for name, version in sorted(versions.items())]
+        lines = [*wanted, *(f"{name} -" for name in former), *(f"{name} *" for name in extra)]
+        # Not shlex.join: the patterns are the package manager's, and no shell's.
+        yield _script("packages.sh", manager, " ".join(family), check, shlex.join(hold_back), "\n".join(lines))
+
+
+def _upstream(version: str) -> str:
+    """The upstream version of an installed package: what is left without epoch, release and revision."""
+    return version.partition(":")[2].rpartition("-")[0] if ":" in version else version.rpartition("-")[0]
+
+
+def _manager() -> str:
+    return "dnf" if context.host.data.get("platform", "").startswith("rhel") else "apt"
 
 
 def account(user: str, *, home: str, shell: str = "/usr/sbin/nologin", groups: Sequence[str] = ()) -> None:
@@ -260,7 +313,68 @@ def require_path(path: str, *, key: str, remedy: str) -> None:
     """Refuse the run, before it changes anything, unless a path is on the host."""
     plan = recording()
     if plan is not None:
-        plan.paths.append(HostPath(path, key, remedy))
+        problem = Problem(context.host.name, key, f"{path} is not on the host", remedy)
+        plan.questions.append(
+            Question(f"test -e {shlex.quote(path)} || echo missing", lambda answer: [problem] * len(answer))
+        )
+
+
+def ask(command: str, problems: Callable[[list[str]], Iterable[Problem]]) -> None:
+    """Ask the host before the run changes anything, and refuse the run if the answer says so.
+
+    Args:
+        command: shell, run as root. It changes nothing.
+        problems: what the answer, line by line, says against the run.
+    """
+    plan = recording()
+    if plan is not None:
+        plan.questions.append(Question(command, problems))
+
+
+def ensure(name: str, question: str, command: str) -> None:
+    """Run a command as root as long as a question has an answer.
+
+    Args:
+        name: imperative sentence, the operation's name.
+        question: shell that prints what is amiss, and nothing if all is well. It changes nothing.
+        command: shell that mends it.
+    """
+    _ensure(name=name, question=question, command=command)
+
+
+@operation()
+def _ensure(question: str, command: str) -> Commands:
+    if context.host.get_fact(facts.Lines, command=question):
+        yield _change(command)
+
+
+def confirm(name: str, question: str) -> None:
+    """End the run on this host, with the answer, if a question has one.
+
+    Args:
+        name: imperative sentence, the operation's name.
+        question: shell that prints `KEY: WHAT; REMEDY` for each thing that is amiss. It changes nothing.
+    """
+    _confirm(name=name, question=question)
+
+
+@operation()
+def _confirm(question: str) -> Commands:
+    amiss = context.host.get_fact(facts.Lines, command=question)
+    if amiss:
+        yield failure(amiss)
+
+
+def failure(lines: Iterable[str]) -> StringCommand:
+    """A command that ends the run on the current host with some lines for people."""
+    words = " ".join(shlex.quote(f"{context.host.name}: {line}") for line in lines)
+    return StringCommand(f"printf '%s\\n' {words} >&2; exit 1")
+
+
+def shell_script(path: Path, *arguments: str) -> str:
+    """A command that runs a shell script of the checkout on the host, comments left out."""
+    words = " ".join(shlex.quote(argument) for argument in arguments)
+    return f"sh -c {shlex.quote(_stripped(path))} {shlex.quote(path.name)} {words}".rstrip()
 
 
 def _change(command: str) -> StringCommand:
@@ -268,13 +382,11 @@ def _change(command: str) -> StringCommand:
 
 
 def _script(name: str, *arguments: str, stdin: str | None = None) -> StringCommand:
-    words = " ".join(shlex.quote(argument) for argument in arguments)
-    command = f"{_LOCK} sh -c {shlex.quote(_remote(name))} {shlex.quote(name)} {words} || {_LOCKED}"
+    command = f"{_LOCK} {shell_script(Path(__file__).parent / 'remote' / name, *arguments)} || {_LOCKED}"
     return StringCommand(command) if stdin is None else StringCommand(command, _stdin=stdin)
 
 
 @cache
-def _remote(name: str) -> str:
+def _stripped(path: Path) -> str:
     # Comments stay in the file: they need not travel, and `-vv` stays readable.
-    lines = (Path(__file__).parent / "remote" / name).read_text().splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    return "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))

@@ -8,7 +8,7 @@ and what a host gets come from the same calls.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +30,16 @@ from quench.settings import RoleSettings, unclaimed
 
 
 @dataclass(frozen=True)
-class HostPath:
-    """A path that must be on the host before the run changes anything."""
+class Question:
+    """What a host is asked before the run changes anything.
 
-    path: str
-    key: str
-    remedy: str
+    Args:
+        command: shell, run as root. It changes nothing.
+        problems: what the answer, line by line, says against the run.
+    """
+
+    command: str
+    problems: Callable[[list[str]], Iterable[Problem]]
 
 
 @dataclass
@@ -47,7 +51,7 @@ class HostPlan:
     settings: list[RoleSettings] = field(default_factory=list)
     files: list[ManagedFile] = field(default_factory=list)
     directories: list[ManagedDirectory] = field(default_factory=list)
-    paths: list[HostPath] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 

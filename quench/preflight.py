@@ -93,7 +93,7 @@ def _host_problems(host: Host, plan: HostPlan) -> list[Problem]:
             context.state,
             host,
             facts.Identity,
-            kwargs={"paths": [path.path for path in plan.paths], "_sudo": False},
+            kwargs={"questions": [question.command for question in plan.questions], "_sudo": False},
             apply_failed_hosts=False,
         )
     return list(_compare(host, plan, identity))
@@ -111,9 +111,12 @@ def _compare(host: Host, plan: HostPlan, identity: facts.HostIdentity | None) ->
     if plan.platform is not None and identity.platform != plan.platform:
         what = f"is {plan.platform!r}, but the host is {identity.platform!r}"
         yield Problem(name, "platform", what, f"set platform = {identity.platform!r} for this host")
-    for path in plan.paths:
-        if identity.sudo and path.path in identity.missing:
-            yield Problem(name, path.key, f"{path.path} is not on the host", path.remedy)
+        return
+    if identity.sudo:
+        # A command that printed nothing at the end of the list left no answer behind.
+        silent: list[list[str]] = [[]] * (len(plan.questions) - len(identity.answers))
+        for question, answer in zip(plan.questions, [*identity.answers, *silent], strict=True):
+            yield from question.problems(answer)
 
 
 def _missing_login_files(host: Host) -> Iterator[Problem]:

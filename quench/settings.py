@@ -16,7 +16,9 @@ from pydantic_core import ErrorDetails
 from quench.problems import Problem, Refused
 from quench.secrets import SecretRef
 
-Platform = Literal["debian-12", "debian-13", "ubuntu-24.04"]
+Platform = Literal["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04", "rhel-9", "rhel-10"]
+
+EVERY_PLATFORM: tuple[Platform, ...] = get_args(Platform)
 
 # Keys that belong to pyinfra itself: connection data, and global arguments such as `_sudo`.
 _PYINFRA_KEYS = re.compile(r"^(_|ssh_|fake_)")
@@ -33,6 +35,8 @@ class RoleSettings(Model):
     """Settings of one role, read from the flat inventory keys `<prefix>_<field>`."""
 
     prefix: ClassVar[str]
+    # Where the role runs. A role for more platforms says so.
+    platforms: ClassVar[tuple[Platform, ...]] = ("debian-12", "debian-13", "ubuntu-24.04")
 
     platform: Platform = Field(
         description="Operating system of the host. Rendering relies on it; the run verifies it.",
@@ -47,12 +51,18 @@ class RoleSettings(Model):
             Refused: with every error of this role on this host.
         """
         start = f"{cls.prefix}_"
-        values = {key.removeprefix(start): value for key, value in data.items() if key.startswith(start)}
+        # `dcgm_exporter_port` is dcgm_exporter's, and not dcgm's.
+        others = tuple(f"{prefix}_" for prefix in known_roles() if prefix.startswith(start))
+        mine = {key: value for key, value in data.items() if key.startswith(start) and not key.startswith(others)}
+        values = {key.removeprefix(start): value for key, value in mine.items()}
         # The platform is the host's and has no prefix; with one, it is a key that nobody reads.
         misplaced = values.pop("platform", None) is not None
         if "platform" in data:
             values["platform"] = data["platform"]
         problems = [Problem(host, f"{start}platform", "unknown key", "did you mean platform?")] * misplaced
+        if data.get("platform") in get_args(Platform) and data["platform"] not in cls.platforms:
+            what = f"the role {cls.prefix} does not run on {data['platform']!r} yet"
+            problems.append(Problem(host, "platform", what, f"it runs on {', '.join(cls.platforms)}"))
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
-from pathlib import Path
+from datetime import date
 from typing import ClassVar
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import Field, field_validator
 from typing_extensions import override
 
+from quench import certificates
 from quench.problems import Problem
-from quench.secrets import SecretRef, SecretUnavailable
+from quench.secrets import SecretRef
 from quench.settings import Model, RoleSettings, check_names
 
 
@@ -111,63 +109,10 @@ class NginxSettings(RoleSettings):
 
     def certificate_text(self) -> str:
         """The certificate and its chain, in PEM."""
-        return Path(self.certificate).expanduser().read_text()
+        return certificates.text(self.certificate)
 
     @override
     def problems(self, host: str) -> Iterator[Problem]:
-        key = "nginx_certificate"
-        try:
-            certificate = x509.load_pem_x509_certificates(self.certificate_text().encode())[0]
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "there is no such user"
-            yield Problem(host, key, f"{self.certificate}: {reason}", "put the certificate there")
-            return
-        except ValueError:
-            yield Problem(host, key, f"{self.certificate} is no PEM certificate", "convert it: openssl x509")
-            return
-        if "PRIVATE KEY" in self.certificate_text():
-            yield Problem(
-                host,
-                key,
-                f"{self.certificate} holds a private key beside the certificate, which everyone on the host may read",
-                "give the certificate and its chain alone",
-            )
-        now = datetime.now(UTC)
-        if certificate.not_valid_after_utc <= now:
-            when = certificate.not_valid_after_utc.date()
-            yield Problem(host, key, f"{self.certificate} expired on {when}", "renew it")
-        if certificate.not_valid_before_utc > now:
-            when = certificate.not_valid_before_utc.date()
-            yield Problem(host, key, f"{self.certificate} is not valid before {when}", "check the clock and the file")
-        if not _covers(certificate, self.server_name):
-            yield Problem(
-                host,
-                key,
-                f"{self.certificate} does not carry the name {self.server_name}",
-                "have it issued for nginx_server_name",
-            )
-        try:
-            private = load_pem_private_key(self.private_key.resolve().encode(), password=None)
-        except SecretUnavailable:
-            return  # said for every secret alike, by the role decorator
-        except (ValueError, TypeError):
-            yield Problem(
-                host,
-                "nginx_private_key",
-                "is no PEM private key without a password",
-                "convert it: openssl pkey",
-            )
-            return
-        form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if private.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
-            yield Problem(host, "nginx_private_key", "does not belong to the certificate", "give the pair")
-
-
-def _covers(certificate: x509.Certificate, name: str) -> bool:
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return False
-    names = [*extension.get_values_for_type(x509.DNSName)]
-    names += [str(address) for address in extension.get_values_for_type(x509.IPAddress)]
-    return name in names or f"*.{name.partition('.')[2]}" in names
+        return certificates.problems(
+            host, "nginx", self.certificate, self.private_key, name=self.server_name, name_key="nginx_server_name"
+        )

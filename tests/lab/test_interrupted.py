@@ -101,7 +101,8 @@ def test_the_run_after_a_kill_converges_wherever_the_kill_came(reference: tuple[
         with ThreadPoolExecutor(AT_ONCE) as pool:
             pairs = zip(nodes, batch, strict=True)
             results += list(pool.map(lambda pair: killed_then_healed(pair[0], inventory, *pair[1]), pairs))
-        assert [(kill, said) for kill, (_, said, _) in zip(batch, results[start:], strict=True) if said] == []
+        failed = [f"{kill}: {said}" for kill, (_, said, _) in zip(batch, results[start:], strict=True) if said]
+        assert not failed, "\n".join(failed)
         assert [node.name for node in nodes if not serves(node)] == []
     # Kills that came too late killed nothing, and would show nothing.
     assert sum(running for running, _, _ in results) == len(KILLS)

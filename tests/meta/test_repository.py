@@ -10,7 +10,7 @@ import pytest
 from quench.files import CHECKOUT
 
 REGISTRIES = re.compile(
-    r"\b(?:pypi\.org|pythonhosted\.org|pytorch\.org/whl|npmjs\.org|docker\.io|ghcr\.io|quay\.io|nvcr\.io|gcr\.io"
+    r"\b(?:pypi\.org|pythonhosted\.org|pytorch\.org/whl|npmjs\.org|docker\.io(?=/)|ghcr\.io|quay\.io|nvcr\.io|gcr\.io"
     r"|[a-z0-9.-]*artifactory[a-z0-9.-]*\.[a-z]+|(?:deb|snapshot|security)\.debian\.org|archive\.ubuntu\.com)\b"
 )
 # Folders that only a machine on which this is written or built has.

@@ -12,6 +12,7 @@ import pytest
 
 from quench import ManagedDirectory, ManagedFile, facts, operations, secrets
 from quench.facts import NEW_SUFFIX
+from quench.plan import HostPlan
 from quench.secrets import SecretRef
 
 CANARY = "canary-5f1d"
@@ -317,9 +318,11 @@ def test_a_unit_file_that_changed_on_disk_is_read_again_without_a_restart(servic
 
 @pytest.fixture
 def packages(commands):
+    """What the script is told: the units to hold back, and a line for each package."""
+
     def run(*installed, names=("nginx", "curl"), hold_back=()):
         found = commands(operations._packages, installed, names=list(names), hold_back=list(hold_back))
-        return [shell(command) for command in found]
+        return [(arguments(command)[-2], arguments(command)[-1].splitlines()) for command in found]
 
     return run
 
@@ -328,20 +331,17 @@ def test_packages_that_are_there_are_left_as_they_are(packages):
     assert packages("ii |nginx|1.22.1-9", "ii |curl|7.88") == []
 
 
-def test_only_missing_packages_are_installed_and_without_recommendations(packages):
-    (command,) = packages("ii |nginx|1.22.1-9")
-    assert command.endswith("--no-install-recommends install curl")
+def test_only_missing_packages_are_installed_in_whatever_version(packages):
+    assert packages("ii |nginx|1.22.1-9") == [("", ["curl *"])]
 
 
 @pytest.mark.parametrize("status", ["iF ", "iU ", "rc ", "un "])
 def test_a_package_that_is_not_whole_counts_as_missing(packages, status):
-    (command,) = packages(f"{status}|nginx|1.22.1-9", "ii |curl|7.88")
-    assert command.endswith("install nginx")
+    assert packages(f"{status}|nginx|1.22.1-9", "ii |curl|7.88") == [("", ["nginx *"])]
 
 
-def test_a_service_is_held_back_before_its_package_is_unpacked(packages):
-    (command,) = packages(hold_back=["nginx.service"])
-    assert 0 < command.index("systemctl mask --runtime --quiet nginx.service") < command.index("install nginx curl")
+def test_a_service_is_held_back(packages):
+    assert packages(hold_back=["nginx.service"]) == [("nginx.service", ["nginx *", "curl *"])]
 
 
 @pytest.fixture
@@ -424,3 +424,124 @@ def test_a_folder_is_asked_for_as_what_it_leads_to():
 def test_a_package_that_is_held_counts_as_installed():
     rows = ["ii |a|1", "hi |b|2", "iU |c|3", "rc |d|4", "un |e|"]
     assert facts.Packages().process(rows) == {"a": "1", "b": "2"}
+
+
+@pytest.fixture
+def pinned(commands):
+    """What the script is told on a host with these packages, where the check's failure prints `no`."""
+
+    def run(*installed, check_fails=False, platform="debian-12", **more):
+        answers = {
+            "dpkg-query": list(installed),
+            "rpm -q": list(installed),
+            "is-well": ["no"] if check_fails else [],
+        }
+        wanted = {"versions": {"libcuda1": "580.95.05", "nvlsm": "2025.10.12"}, "family": ["nvidia-*"], "former": [],
+                  "extra": [], "check": "is-well", "hold_back": []} | more  # fmt: skip
+        found = commands(operations._pinned_packages, answers, on={"platform": platform}, **wanted)
+        return [arguments(command) for command in found]
+
+    return run
+
+
+WHOLE = ("ii |libcuda1|580.95.05-1", "ii |nvlsm|2025.10.12-1")
+
+
+def test_packages_of_the_pinned_versions_are_left_alone(pinned):
+    assert pinned(*WHOLE) == []
+    assert pinned("hi |libcuda1|3:580.95.05-0ubuntu1", "ii |nvlsm|2025.10.12-1") == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["ii |libcuda1|580.126.20-1", "ii |libcuda1|595.71.05-1", "iF |libcuda1|580.95.05-1"],
+)
+def test_one_package_of_another_version_moves_them_all(pinned, row):
+    ((_, manager, _, _, _, lines),) = pinned(row, WHOLE[1])
+    assert manager == "apt"
+    assert lines.splitlines() == ["libcuda1 580.95.05", "nvlsm 2025.10.12"]
+
+
+def test_a_package_that_is_missing_moves_them_all(pinned):
+    assert len(pinned(WHOLE[0])) == 1
+
+
+def test_a_former_name_that_is_still_there_goes(pinned):
+    ((*_, lines),) = pinned(*WHOLE, "ii |libnvidia-compute-580|580.95.05-1", former=["libnvidia-compute-580"])
+    assert "libnvidia-compute-580 -" in lines.splitlines()
+    assert pinned(*WHOLE, former=["libnvidia-compute-580"]) == []
+
+
+def test_what_comes_along_in_any_version_is_no_reason_by_itself(pinned):
+    extra = ["linux-headers-$(uname -r)"]
+    assert pinned(*WHOLE, extra=extra) == []
+    ((*_, lines),) = pinned(WHOLE[0], extra=extra)
+    # Filled in on the host, and by no shell on the way.
+    assert lines.splitlines()[-1] == "linux-headers-$(uname -r) *"
+
+
+def test_a_check_that_fails_is_a_reason_although_all_packages_are_there(pinned):
+    assert len(pinned(*WHOLE, check_fails=True)) == 1
+
+
+def test_the_check_the_family_and_what_is_held_back_reach_the_script_as_they_are(pinned):
+    family, units = ["*nvidia*", "libnvsdm*"], ["nvidia-dcgm.service", "x.service"]
+    ((name, _, given, check, held, _),) = pinned(family=family, hold_back=units)
+    assert (name, given, check, held) == (
+        "packages.sh",
+        "*nvidia* libnvsdm*",
+        "is-well",
+        "nvidia-dcgm.service x.service",
+    )
+
+
+def test_the_rhel_family_is_asked_through_rpm_and_changed_through_dnf(pinned):
+    assert pinned("ii |libcuda1|580.95.05-1.el9", "ii |nvlsm|2025.10.12-1", platform="rhel-9") == []
+    assert pinned(platform="rhel-10")[0][1] == "dnf"
+
+
+def test_what_is_well_is_not_mended(commands):
+    wanted = {"question": "how-is-it", "command": "mend it"}
+    assert commands(operations._ensure, {"how-is-it": []}, **wanted) == []
+    (command,) = commands(operations._ensure, {"how-is-it": ["stale"]}, **wanted)
+    assert shell(command) == "mend it"
+
+
+def test_a_question_is_asked_as_one_command_whatever_stands_in_it():
+    command = facts.Lines().command('echo a; echo "b\'s"; false')
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, facts.Lines().process(done.stdout.splitlines())) == (0, ["a", "b's"])
+
+
+def test_an_empty_answer_is_none():
+    assert facts.Lines().process(["", ""]) == []
+
+
+def test_a_host_on_which_nothing_is_amiss_is_confirmed_without_a_command(commands):
+    assert commands(operations._confirm, [], question="what") == []
+
+
+def test_what_is_amiss_ends_the_run_on_the_host_with_a_line_each(commands):
+    amiss = ["nvidia_driver_version: it isn't loaded; look", "nvidia_driver_gpus: $(touch /tmp/x) `id`; count"]
+    (command,) = commands(operations._confirm, amiss, question="what")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"@fake: {line}" for line in amiss]
+
+
+def test_a_host_is_asked_in_the_plan_and_not_in_the_run(monkeypatch, this_machine):
+    operations.ask("true", lambda answer: [])
+    plan = HostPlan("node1")
+    monkeypatch.setattr(operations, "recording", lambda: plan)
+    operations.ask("cat /proc/version", lambda answer: answer)
+    (question,) = plan.questions
+    assert (question.command, question.problems(["a"])) == ("cat /proc/version", ["a"])
+
+
+def test_a_script_gets_its_arguments_as_they_are(tmp_path):
+    (tmp_path / "say.sh").write_text("# A comment.\nprintf '%s|' \"$@\"\n")
+    words = ["a b", "it's", "$HOME", "*", ""]
+    command = operations.shell_script(tmp_path / "say.sh", *words)
+    assert "A comment" not in command
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "".join(f"{word}|" for word in words)

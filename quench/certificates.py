@@ -1,0 +1,81 @@
+"""A server's certificate and key, looked at before they are sent anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from quench.problems import Problem
+from quench.secrets import SecretRef, SecretUnavailable
+
+
+def text(path: str) -> str:
+    """A certificate and its chain, in PEM, from a file on the machine that runs this."""
+    return Path(path).expanduser().read_text()
+
+
+def problems(
+    host: str, prefix: str, path: str, private_key: SecretRef, *, name: str, name_key: str
+) -> Iterator[Problem]:
+    """What is wrong with `<prefix>_certificate` and `<prefix>_private_key`.
+
+    Args:
+        path: the certificate's file.
+        name: name or address that clients know the server by.
+        name_key: the setting that holds the name.
+    """
+    key = f"{prefix}_certificate"
+    try:
+        certificate = x509.load_pem_x509_certificates(text(path).encode())[0]
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such user"
+        yield Problem(host, key, f"{path}: {reason}", "put the certificate there")
+        return
+    except ValueError:
+        yield Problem(host, key, f"{path} is no PEM certificate", "convert it: openssl x509")
+        return
+    if "PRIVATE KEY" in text(path):
+        yield Problem(
+            host,
+            key,
+            f"{path} holds a private key beside the certificate, which everyone on the host may read",
+            "give the certificate and its chain alone",
+        )
+    now = datetime.now(UTC)
+    if certificate.not_valid_after_utc <= now:
+        when = certificate.not_valid_after_utc.date()
+        yield Problem(host, key, f"{path} expired on {when}", "renew it")
+    if certificate.not_valid_before_utc > now:
+        when = certificate.not_valid_before_utc.date()
+        yield Problem(host, key, f"{path} is not valid before {when}", "check the clock and the file")
+    if not _covers(certificate, name):
+        yield Problem(host, key, f"{path} does not carry the name {name}", f"have it issued for {name_key}")
+    try:
+        private = load_pem_private_key(private_key.resolve().encode(), password=None)
+    except SecretUnavailable:
+        return  # said for every secret alike, by the role decorator
+    except (ValueError, TypeError):
+        yield Problem(
+            host,
+            f"{prefix}_private_key",
+            "is no PEM private key without a password",
+            "convert it: openssl pkey",
+        )
+        return
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if private.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
+        yield Problem(host, f"{prefix}_private_key", "does not belong to the certificate", "give the pair")
+
+
+def _covers(certificate: x509.Certificate, name: str) -> bool:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    names = [*extension.get_values_for_type(x509.DNSName)]
+    names += [str(address) for address in extension.get_values_for_type(x509.IPAddress)]
+    return name in names or f"*.{name.partition('.')[2]}" in names

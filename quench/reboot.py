@@ -1,0 +1,95 @@
+"""Rebooting a host, one at a time, and going on afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+from pyinfra import context, logger
+from pyinfra.api import FunctionCommand, StringCommand, operation
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from quench import facts
+from quench.operations import failure
+
+# A container keeps the boot id of the machine that it runs on; its first process is another after a reboot.
+_BOOT = "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat"
+
+# Hosts that this run rebooted and that did not come back.
+_lost: list[str] = []
+
+
+def reboot(name: str, *, question: str, ready: str, allowed: bool, key: str, seconds: int) -> None:
+    """Reboot the host if need be, and wait until it is back; one host at a time.
+
+    A host that does not come back ends its own run, and no further host is rebooted.
+
+    Args:
+        name: imperative sentence, the operation's name.
+        question: shell that prints why a reboot is needed, and nothing if it is not.
+        ready: shell that prints why the host would not come up as it should, and nothing if it would.
+        allowed: whether this run may reboot. If not, it ends on this host with the reason.
+        key: the setting that allows it.
+        seconds: how long the host may take.
+    """
+    _reboot(name=name, question=question, ready=ready, allowed=allowed, key=key, seconds=seconds, _serial=True)
+
+
+@operation()
+def _reboot(
+    question: str, ready: str, allowed: bool, key: str, seconds: int
+) -> Generator[StringCommand | FunctionCommand, None, None]:
+    host = context.host
+    why = host.get_fact(facts.Lines, command=question)
+    if not why:
+        return
+    reason = "; ".join(why)
+    if not allowed:
+        remedy = f"reboot it in a maintenance window and run again, or set {key} = 'when-needed'"
+        yield failure([f"{key}: a reboot is pending: {reason}; {remedy}"])
+        return
+    yield StringCommand(
+        f'why=$({{ {ready}; }} 2>&1); [ -z "$why" ] || {{ echo "{host.name}: {key}: not rebooted, since it would '
+        'not come up as it should: $why" >&2; exit 1; }'
+    )
+    before: list[str] = []
+    yield FunctionCommand(_go_down, (before,), {})
+    yield FunctionCommand(_come_back, (before, seconds), {})
+
+
+def _go_down(state: State, host: Host, before: list[str]) -> bool:
+    if _lost:
+        return _say(host, f"not rebooted, since {_lost[0]} did not come back; see to that one first")
+    before.extend(_boot_of(host))
+    # systemd stops all units in their order, and so lets engines finish the answers that they have begun. In the
+    # background, since the connection goes down with it.
+    host.run_shell_command(StringCommand("systemctl --no-block reboot"), _sudo=True)
+    host.disconnect()
+    return True
+
+
+def _come_back(state: State, host: Host, before: list[str], seconds: int) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        try:
+            host.connect(raise_exceptions=True, show_errors=False)
+            if _boot_of(host) not in ([], before):
+                return True
+        except Exception:  # whatever keeps it away, it is not back yet
+            host.connected = False
+            continue
+        host.disconnect()
+    _lost.append(host.name)
+    return _say(host, f"rebooted, and not back after {seconds} s; look at its console. The next run goes on from there")
+
+
+def _boot_of(host: Host) -> list[str]:
+    done, output = host.run_shell_command(StringCommand(_BOOT))
+    return output.stdout_lines if done else []
+
+
+def _say(host: Host, text: str) -> bool:
+    host.log_styled(text, fg="red", log_func=logger.error)
+    return False
