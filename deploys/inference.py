@@ -1,16 +1,26 @@
-"""Inference nodes: engines in a sandbox, behind nginx.
+"""Inference nodes: GPUs and their driver, engines in a sandbox, nginx in front.
 
 pyinfra inventories/prod.py deploys/inference.py
 """
 
 from quench import preflight
 from roles.base import base
+from roles.container_toolkit import container_toolkit
+from roles.dcgm import dcgm
+from roles.dcgm_exporter import dcgm_exporter
 from roles.logrotate import logrotate
+from roles.mig import mig
 from roles.nginx import nginx
+from roles.nvidia_driver import nvidia_driver
 from roles.vllm import vllm
 
 preflight()
-base()
-engines = vllm()
+apt_sources = base()
+gpus = nvidia_driver(apt_sources)
+slices = mig(gpus)
+container_toolkit(gpus, apt_sources)
+host_engine = dcgm(gpus)
+dcgm_exporter(host_engine)
+engines = vllm(gpus, slices)
 nginx_logs = nginx(engines)
 logrotate(nginx_logs)

@@ -1,7 +1,17 @@
-"""The lab on this machine: `quench lab up` first. Its hosts are real systemd hosts; their GPU is not there."""
+"""The lab on this machine: `quench lab up` first. Its hosts are real systemd hosts; their GPUs are simulated."""
 
+from quench import openpgp
 from quench.lab.fleet import host_data
 from quench.lab.state import load
+
+# What the lab's GPU profiles are, by the names of roles/nvidia_driver/compatibility.yaml.
+_GPUS = {
+    "none": {},
+    "2xl4": {"l4": 2},
+    "8xh100": {"h100-sxm": 8},
+    "8xb200": {"b200": 8},
+    "v100+b200": {"v100-sxm2-32gb": 1, "b200": 1},
+}
 
 
 def _node(host, lab):
@@ -17,6 +27,7 @@ def _node(host, lab):
         "base_apt_mirror": f"{data['mirror']}/debian",
         "base_apt_security_mirror": f"{data['mirror']}/debian-security",
         "base_ntp_servers": [],
+        **(_gpus(data) if data["gpus"] != "none" else {}),
         "vllm_version": data["engine_version"],
         "vllm_requirements": data["engine_locks"],
         "vllm_index_url": f"{data['mirror']}/simple",
@@ -44,6 +55,29 @@ def _node(host, lab):
                 "burst": 50,
             }
         },
+    }
+
+
+def _gpus(data):
+    """The NVIDIA stack, from repositories that the lab has made and signed itself."""
+    with open(data["nvidia"]["key"]) as file:
+        fingerprint = openpgp.fingerprint(file.read())
+    return {
+        "nvidia_driver_gpus": _GPUS[data["gpus"]],
+        "nvidia_driver_version": "580.95.05",
+        "nvidia_driver_repository": data["nvidia"]["repository"],
+        "nvidia_driver_repository_key": data["nvidia"]["key"],
+        "nvidia_driver_repository_fingerprint": fingerprint,
+        "nvidia_driver_reboot": "when-needed",
+        "nvidia_driver_reboot_seconds": 60,
+        "container_toolkit_repository": data["nvidia"]["container_repository"],
+        "container_toolkit_repository_key": data["nvidia"]["key"],
+        "container_toolkit_repository_fingerprint": fingerprint,
+        "dcgm_exporter_address": data["address"],
+        "dcgm_exporter_clients": [f"{data['address'].rpartition('.')[0]}.0/24"],
+        "dcgm_exporter_certificate": data["certificate"],
+        "dcgm_exporter_private_key": data["private_key"],
+        "dcgm_exporter_client_ca": data["ca"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,10 +25,12 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def example_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The certificate that inventories/example.py names, issued for this run."""
+    """The certificates that inventories/example.py names, issued for this run, and its repositories' key."""
     from quench import ca
 
     folder = tmp_path_factory.mktemp("secrets")
     ca.create(folder, "Test CA")
-    ca.issue(folder, ["llm.example.org"])
+    for name in ("llm.example.org", "10.0.30.14"):
+        ca.issue(folder, [name])
+    shutil.copy(CHECKOUT / "tests" / "golden" / "keys" / "repository.asc", folder)
     return folder

@@ -17,6 +17,53 @@ base_ntp_servers = ["ntp1.example.org", "ntp2.example.org"]
 # base_apt_mirror = "https://mirror.example.org/debian"
 # base_apt_security_mirror = "https://mirror.example.org/debian-security"
 
+# --- nvidia_driver: the driver and all that goes with it -------------------------------------------------------
+
+# One version names the whole set: kernel modules, libraries, fabric manager, DCGM and its exporter, container
+# toolkit. To upgrade is to change it here, to roll back is to change it back. A set that cannot drive a host's GPUs is
+# refused before anything is touched; roles/nvidia_driver/compatibility.yaml is the table.
+nvidia_driver_version = "580.95.05"
+
+# The GPUs stand with each host, since the run compares them with what is in it. Without them the driver is not
+# Quench's business there, and no NVIDIA role does anything.
+# nvidia_driver_gpus = {"h100-sxm": 8}
+
+# A network without a way out needs a mirror of NVIDIA's repository. The public key is NVIDIA's file 3bf863cc.pub
+# (8793F200.pub for Debian 13, D42D0685.pub for RHEL 9), or that of a mirror which signs by itself; then set its
+# fingerprint too.
+# nvidia_driver_repository = "https://mirror.example.org/cuda/repos/debian12/x86_64"
+# nvidia_driver_repository_key = "secrets/3bf863cc.pub"
+# nvidia_driver_repository_fingerprint = "0000000000000000000000000000000000000000"
+
+# A loaded driver gives way to another only by a reboot. "never" installs, and ends the run on the host with the reboot
+# as pending. "when-needed" reboots, one host at a time, and only into a driver that will load.
+nvidia_driver_reboot = "never"
+
+# Grace Hopper and Grace Blackwell: memory that CPU and GPU share belongs to the driver.
+# nvidia_driver_module_options = {"NVreg_CoherentGPUMemoryMode": "driver"}
+
+# --- mig: GPUs cut into slices ---------------------------------------------------------------------------------
+
+# `nvidia-smi mig -lgip` lists the profiles of a GPU. All that uses a GPU stops for a moment when the layout changes.
+# The slices are then given to models, one each: "mig_slice": "MIG-..." in vllm_models, as `nvidia-smi -L` lists them.
+# mig_layout = [{"gpus": [6, 7], "slices": {"1g.10gb": 7}}]
+
+# --- container_toolkit: GPUs for containers --------------------------------------------------------------------
+
+# The engines below run without containers. For others: "podman", or "docker", by CDI alone.
+# container_toolkit_engine = "podman"
+# container_toolkit_repository_key = "secrets/libnvidia-container.asc"
+
+# --- dcgm, dcgm_exporter: GPU counters for Prometheus ----------------------------------------------------------
+
+# A host with an address on the monitoring network has an exporter there, and nowhere else; over TLS, to clients whose
+# certificate the CA has signed, from these networks. Address, certificate and key stand with each host.
+dcgm_exporter_clients = ["10.0.30.0/24"]
+# dcgm_exporter_address = "10.0.30.11"
+# dcgm_exporter_certificate = "secrets/ca/10.0.30.11.crt"
+# dcgm_exporter_private_key = "file:secrets/ca/10.0.30.11.key"
+# dcgm_exporter_client_ca = "secrets/ca/ca.crt"
+
 # --- vllm: the engines -----------------------------------------------------------------------------------------
 
 # roles/vllm/requirements/ has a lock file for this version: every package with its hash.

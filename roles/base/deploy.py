@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from quench import account, install, packages, role, service
-from roles.base.files import CHRONY, files, sources
+from roles.base.files import CHRONY, files, sources, sources_folder
 from roles.base.settings import BaseSettings
 
 PACKAGES = ["chrony", "sudo", "unattended-upgrades"]
 
 
 @role(BaseSettings)
-def base(settings: BaseSettings) -> None:
-    """An administrator with sudo and key, package sources, time, locale, fenced updates."""
+def base(settings: BaseSettings) -> str:
+    """An administrator with sudo and key, package sources, time, locale, fenced updates.
+
+    Returns the folder where apt reads its sources, for roles that add some.
+    """
     install("base-sources", sources(settings))
     packages(PACKAGES)
     account(settings.admin_user, home=f"/home/{settings.admin_user}", shell="/bin/bash", groups=["sudo"])
     managed = files(settings)
     install("base", managed)
     service(CHRONY, managed)
+    return sources_folder(settings)

@@ -78,7 +78,12 @@ def sources(settings: BaseSettings) -> list[Managed]:
             template("base", "/etc/apt/apt.conf.d/10quench-sources", values, comment="//"),
         ),
         ManagedFile(
-            "/etc/apt/quench-sources.d/mirror.sources",
+            f"{sources_folder(settings)}/mirror.sources",
             template("base", "/etc/apt/quench-sources.d/mirror.sources", values),
         ),
     ]
+
+
+def sources_folder(settings: BaseSettings) -> str:
+    """Where apt reads its sources: with a mirror, a folder of which the distribution knows nothing."""
+    return "/etc/apt/sources.list.d" if settings.apt_mirror is None else "/etc/apt/quench-sources.d"

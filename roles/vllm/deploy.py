@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pyinfra import host
 
 from quench import (
     Engine,
+    Gpus,
+    Problem,
+    Refused,
+    Slices,
     account,
     install,
     model_files,
@@ -23,8 +29,12 @@ PACKAGES = ["curl", "g++", "gcc", "libc6-dev", "libnuma1", "python3-dev", "pytho
 
 
 @role(VllmSettings)
-def vllm(settings: VllmSettings) -> list[Engine]:
+def vllm(settings: VllmSettings, gpus: Gpus, slices: Slices) -> list[Engine]:
     """vLLM's versions side by side, each model verified, one sandboxed unit for each model."""
+    if settings.device == "cuda" and gpus.count:
+        problems = list(_unfit(settings, gpus, slices))
+        if problems:
+            raise Refused(problems)
     for name, model in settings.models.items():
         if model.source is None:
             require_path(
@@ -46,3 +56,20 @@ def vllm(settings: VllmSettings) -> list[Engine]:
     for name in host.loop(settings.models):
         service(unit(name), managed)
     return engines(settings)
+
+
+def _unfit(settings: VllmSettings, gpus: Gpus, slices: Slices) -> Iterator[Problem]:
+    """What the host's GPUs and their driver cannot do."""
+    for version in settings.versions():
+        cuda = settings.cuda_of(version)
+        if cuda is not None and cuda > int(gpus.cuda.partition(".")[0]):
+            what = f"vLLM {version} is built for CUDA {cuda}, and driver {gpus.driver} runs no more than {gpus.cuda}"
+            yield Problem(host.name, "nvidia_driver_version", what, "choose a newer driver, or another vllm_version")
+    for name, model in settings.models.items():
+        for gpu in model.gpus:
+            if gpu >= gpus.count:
+                what = f"names GPU {gpu}, and the host has {gpus.count}"
+                yield Problem(host.name, f"vllm_models.{name}.gpus", what, f"indices are 0 to {gpus.count - 1}")
+            if gpu in slices.gpus:
+                what = f"names GPU {gpu}, which mig_layout cuts into slices"
+                yield Problem(host.name, f"vllm_models.{name}.gpus", what, "give it a mig_slice: see nvidia-smi -L")

@@ -76,6 +76,15 @@ class ServedModel(Model):
         description="GPUs of this model, by index. More than one: the model is split over them.",
         examples=[[0, 1]],
     )
+    mig_slice: str | None = Field(
+        default=None,
+        pattern=r"^MIG-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        description=(
+            "Instead of gpus: one MIG slice by its UUID, as nvidia-smi -L lists it. Alone: there is no NVLink between "
+            "slices, and so no splitting over them."
+        ),
+        examples=["MIG-a9bd6b2c-3e5e-5d5f-8c6b-9d6f2f5d6e01"],
+    )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Longest prompt and answer together, in tokens. Unset: the model's own."
     )
@@ -177,14 +186,17 @@ class VllmSettings(RoleSettings):
     def _nothing_twice(cls, value: dict[str, ServedModel]) -> dict[str, ServedModel]:
         check_names(value, "a unit")
         ports: dict[int, str] = {}
-        gpus: dict[int, str] = {}
+        gpus: dict[int | str, str] = {}
         for name, model in value.items():
+            if model.gpus and model.mig_slice:
+                raise ValueError(f"model {name} has gpus and a mig_slice; keep one of them")
             if model.port in ports:
                 raise ValueError(
                     f"models {ports[model.port]} and {name} are both on port {model.port}; give each its own port"
                 )
             ports[model.port] = name
-            for gpu in model.gpus:
+            mine: list[int | str] = [model.mig_slice] if model.mig_slice else [*model.gpus]
+            for gpu in mine:
                 if gpu in gpus:
                     raise ValueError(f"models {gpus[gpu]} and {name} are both on GPU {gpu}; give each GPU to one model")
                 gpus[gpu] = name
@@ -194,7 +206,7 @@ class VllmSettings(RoleSettings):
     @classmethod
     def _gpus_are_named(cls, value: str, info: ValidationInfo) -> str:
         for name, model in info.data.get("models", {}).items():
-            if value == "cuda" and not model.gpus:
+            if value == "cuda" and not (model.gpus or model.mig_slice):
                 raise ValueError(f"model {name} has no GPU; set its gpus, or vllm_device = 'cpu' for a trial")
         return value
 
@@ -209,6 +221,12 @@ class VllmSettings(RoleSettings):
     def lock_file(self, version: str) -> Path:
         """The requirements file, with hashes, of a vLLM version, for the Python of the host's platform."""
         return Path(self.requirements) / f"{version}-{_PYTHONS[self.platform]}.txt"
+
+    def cuda_of(self, version: str) -> int | None:
+        """CUDA's major version that a vLLM version is built for, by its lock file; None for the CPU's."""
+        lock = self.lock_file(version).read_text()
+        match = re.search(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.", lock, re.MULTILINE)
+        return int(match[1]) if match else None
 
     @override
     def problems(self, host: str) -> Iterator[Problem]:

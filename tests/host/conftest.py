@@ -11,12 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
 
 HERE = Path(__file__).parent
+ROLES = HERE.parent.parent / "roles"
+# A pattern of the driver's names fits them, and they are no part of it: nouveau's firmware, and what has its own pins.
+NO_DRIVER = ("nvidia-gpu-firmware", "firmware-nvidia-graphics", "nvidia-container-*", "libnvidia-container*")
 MANIFESTS = "/var/lib/quench/manifest"
 
 
@@ -68,6 +72,56 @@ class Unit:
         return f"{self.name}, from its journal:\n{lines}"
 
 
+@dataclass(frozen=True)
+class Packages:
+    """The packages of the host that are pinned to a version, whichever package manager it has."""
+
+    host: Host
+    manager: str
+    # Version by pattern of names, from the pins of all roles.
+    pins: dict[str, str]
+
+    def pinned(self, name: str) -> str | None:
+        """The version that a package is pinned to, without epoch and revision."""
+        fitting = [pattern for pattern in self.pins if fnmatch(name, pattern)]
+        if any(fnmatch(name, pattern) for pattern in NO_DRIVER):
+            fitting = [pattern for pattern in fitting if "container" in pattern]
+        # A part with a version of its own is named more closely than the family that it is of.
+        return self.pins[max(fitting, key=lambda pattern: len(pattern.strip("*")))] if fitting else None
+
+    def installed(self) -> dict[str, str]:
+        """Version of each installed package that a pin names."""
+        if self.manager == "dnf":
+            rows = self.host.check_output(r"rpm -qa --qf '%{NAME} %{VERSION}\n'").splitlines()
+        else:
+            listed = self.host.check_output(r"dpkg-query -W -f '${db:Status-Abbrev}|${Package} ${Version}\n'")
+            rows = [row.split("|", 1)[1] for row in listed.splitlines() if row[1:3] == "i "]
+        found = {name: upstream(version) for name, version in (row.split(" ", 1) for row in rows)}
+        return {name: version for name, version in found.items() if self.pinned(name) is not None}
+
+    def choice(self, name: str) -> str:
+        """The version that the package manager would choose if it were told to install or upgrade a package."""
+        if self.manager == "dnf":
+            wanted = "dnf -q repoquery --latest-limit=1 --qf '%%{version}\n' %s"
+            return str(self.host.check_output(wanted, name).strip())
+        policy = self.host.check_output("apt-cache policy %s", name)
+        return upstream(re.findall(r"^  Candidate: (\S+)", policy, re.MULTILINE)[0])
+
+    def would_move(self) -> list[str]:
+        """Pinned packages that an upgrade of the whole host would change or remove."""
+        if self.manager == "dnf":
+            names = self.host.check_output(r"dnf -q repoquery --upgrades --qf '%{name}\n'").split()
+        else:
+            plan = self.host.check_output("apt-get --simulate --quiet dist-upgrade")
+            names = re.findall(r"^(?:Inst|Remv) (\S+)", plan, re.MULTILINE)
+        return [name for name in names if self.pinned(name) is not None]
+
+
+def upstream(version: str) -> str:
+    """Upstream's part of a package version: without epoch, and without revision."""
+    return version.rpartition(":")[2].partition("-")[0]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # testinfra without --hosts takes the machine that it runs on for the host, and does not say so.
     if config.getoption("hosts", None):
@@ -93,9 +147,9 @@ def manifests(host: Host) -> dict[str, dict[str, Entry]]:
 @pytest.fixture(scope="module", autouse=True)
 def _the_role_is_there(request: pytest.FixtureRequest, manifests: dict[str, dict[str, Entry]]) -> None:
     role = request.path.stem.removeprefix("test_")
-    if "base" not in manifests:
-        pytest.fail(f"no run has reached this host: it has no {MANIFESTS}/base")
-    if role not in manifests:
+    if not manifests:
+        pytest.fail(f"no run has reached this host: {MANIFESTS} has nothing in it")
+    if (ROLES / role).is_dir() and role not in manifests:
         pytest.skip(f"no run has brought the role {role} to this host")
 
 
@@ -103,3 +157,19 @@ def _the_role_is_there(request: pytest.FixtureRequest, manifests: dict[str, dict
 def unit(host: Host) -> Callable[[str], Unit]:
     """A systemd unit by its name."""
     return lambda name: Unit(host, name)
+
+
+@pytest.fixture(scope="module")
+def packages(host: Host) -> Packages:
+    """The packages that are pinned, and what the package manager makes of the pins."""
+    if host.file("/etc/yum.repos.d/quench-nvidia.repo").exists:
+        # dnf.conf(5): NAME-VERSION-RELEASE
+        text = host.check_output("sed -n 's/^includepkgs=//p' /etc/yum.repos.d/quench-*.repo")
+        return Packages(host, "dnf", {name: version for name, version, _ in (w.rsplit("-", 2) for w in text.split())})
+    pins: dict[str, str] = {}
+    text = host.check_output("cat /etc/apt/preferences.d/quench-*")
+    # apt_preferences(5): the first record that fits counts.
+    for names, pattern in re.findall(r"^Package: (.+)\nPin: version /\(\^\|:\)(.+)-/$", text, re.MULTILINE):
+        for name in names.split():
+            pins.setdefault(name, pattern.replace("\\.", "."))
+    return Packages(host, "apt", pins)

@@ -117,11 +117,13 @@ def pyinfra_command(inventory: str, *options: str, deploy: str = DEPLOY) -> list
             "inventories/group_data", *options]  # fmt: skip
 
 
-def run_pyinfra(node: Node, *options: str, inventory: str = "inventories/lab.py", timeout: float = 400) -> Run:
+def run_pyinfra(
+    node: Node, *options: str, inventory: str = "inventories/lab.py", deploy: str = DEPLOY, timeout: float = 400
+) -> Run:
     """The operator's command line, as a process of its own."""
     done = subprocess.run(
-        pyinfra_command(inventory, *options), cwd=CHECKOUT, env=environment(node), capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+        pyinfra_command(inventory, *options, deploy=deploy), cwd=CHECKOUT, env=environment(node), capture_output=True,
+        text=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False,
     )  # fmt: skip
     return Run(done.returncode, done.stdout, done.stderr)
 

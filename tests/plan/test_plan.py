@@ -24,14 +24,17 @@ def position(operations: list[str], start: str) -> int:
 
 
 def test_each_host_has_a_plan_without_problems(plan: Plan) -> None:
-    assert sorted(plan) == ["node1.example.org", "node2.example.org", "node3.example.org"]
+    assert sorted(plan) == [f"node{number}.example.org" for number in (1, 2, 3, 4)]
     assert offline_problems(plan, EXAMPLE) == []
 
 
 def test_roles_come_in_the_order_of_the_deploy_file(plan: Plan) -> None:
-    for host_plan in plan.values():
+    nvidia = ["nvidia_driver", "mig", "container_toolkit", "dcgm", "dcgm_exporter"]
+    for host, host_plan in plan.items():
         roles = [name.partition(" | ")[0] for name in host_plan.operations]
-        assert list(dict.fromkeys(roles)) == ["base", "vllm", "nginx", "logrotate"]
+        between = nvidia if host == "node4.example.org" else []
+        assert [name for name in dict.fromkeys(roles) if name in nvidia] == between
+        assert [name for name in dict.fromkeys(roles) if name not in nvidia] == ["base", "vllm", "nginx", "logrotate"]
 
 
 def test_nothing_is_started_before_what_it_needs_is_in_place(plan: Plan) -> None:
@@ -47,6 +50,35 @@ def test_nothing_is_started_before_what_it_needs_is_in_place(plan: Plan) -> None
         assert position(operations, earlier) < position(operations, later)
 
 
+def test_gpus_are_ready_before_anything_uses_them(plan: Plan) -> None:
+    operations = plan["node4.example.org"].operations
+    for earlier, later in [
+        ("nvidia_driver | Install the files of nvidia_driver-sources", "nvidia_driver | Install the NVIDIA driver"),
+        ("nvidia_driver | Install the NVIDIA driver", "nvidia_driver | Rebuild the initramfs"),
+        ("nvidia_driver | Install the NVIDIA driver", "nvidia_driver | Reboot"),
+        ("nvidia_driver | Rebuild the initramfs", "nvidia_driver | Reboot"),
+        ("nvidia_driver | Reboot", "nvidia_driver | Load the kernel modules"),
+        ("nvidia_driver | Load the kernel modules", "nvidia_driver | Keep nvidia-fabricmanager.service"),
+        ("nvidia_driver | Keep nvidia-fabricmanager.service", "nvidia_driver | Verify"),
+        ("nvidia_driver | Verify", "mig | Apply the MIG layout"),
+        ("mig | Apply the MIG layout", "container_toolkit | Describe the GPUs"),
+        ("dcgm | Keep nvidia-dcgm.service", "dcgm_exporter | Keep nvidia-dcgm-exporter.service"),
+        ("mig | Apply the MIG layout", "vllm | Keep vllm@"),
+    ]:
+        assert position(operations, earlier) < position(operations, later), (earlier, later)
+
+
+def test_a_host_without_gpus_gets_nothing_of_nvidia(plan: Plan) -> None:
+    for host in ("node1.example.org", "node2.example.org", "node3.example.org"):
+        assert [file.dest for file in plan[host].files if "nvidia" in file.dest or "dcgm" in file.dest] == []
+
+
+def test_a_host_with_gpus_is_asked_what_it_has_before_anything_changes(plan: Plan) -> None:
+    (question,) = plan["node4.example.org"].questions
+    assert "/sys/bus/pci/devices" in question.command
+    assert plan["node1.example.org"].questions == []
+
+
 def test_hosts_with_different_models_are_planned_together(plan: Plan) -> None:
     units = {host: [name for name in host_plan.operations if "Keep vllm@" in name] for host, host_plan in plan.items()}
     assert len(units["node1.example.org"]) == 1
@@ -54,10 +86,11 @@ def test_hosts_with_different_models_are_planned_together(plan: Plan) -> None:
 
 
 def test_a_model_without_a_source_must_be_on_the_host(plan: Plan) -> None:
-    assert [path.path for path in plan["node1.example.org"].paths] == []
-    assert [path.path for path in plan["node3.example.org"].paths] == [
-        "/srv/models/llama-3.3-70b/2026-10-01",
-        "/srv/models/qwen-coder/7",
+    asked = {host: [question.command for question in host_plan.questions] for host, host_plan in plan.items()}
+    assert asked["node1.example.org"] == []
+    assert asked["node3.example.org"] == [
+        "test -e /srv/models/llama-3.3-70b/2026-10-01 || echo missing",
+        "test -e /srv/models/qwen-coder/7 || echo missing",
     ]
 
 
@@ -96,4 +129,12 @@ def test_the_problems_of_all_roles_and_hosts_come_together(tmp_path: Path, monke
     plan = make_plan(load_inventory(EXAMPLE), [DEPLOY])
     problems = offline_problems(plan, EXAMPLE)
     assert {problem.host for problem in problems} == set(plan)
-    assert {problem.key for problem in problems} == {"nginx_certificate", "nginx_private_key"}
+    of_every_host = {"nginx_certificate", "nginx_private_key"}
+    assert {problem.key for problem in problems if problem.host == "node1.example.org"} == of_every_host
+    assert {problem.key for problem in problems} == of_every_host | {
+        "container_toolkit_repository_key",
+        "dcgm_exporter_certificate",
+        "dcgm_exporter_client_ca",
+        "dcgm_exporter_private_key",
+        "nvidia_driver_repository_key",
+    }

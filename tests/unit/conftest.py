@@ -8,12 +8,16 @@ import pytest
 from pyinfra.api import Config, Inventory, State
 from pyinfra.context import ctx_host, ctx_state
 
-from quench import Engine, Refused, ca, facts, operations
+from quench import Engine, Refused, ca, facts, openpgp, operations
+from quench.files import CHECKOUT
 from roles.nginx import NginxSettings
 from roles.vllm import VllmSettings
 from roles.vllm.files import ROUTES
 
 SERVER_NAME = "llm.example.org"
+# A public key whose private half was thrown away.
+REPOSITORY_KEY = CHECKOUT / "tests" / "golden" / "keys" / "repository.asc"
+EXPORTER_ADDRESS = "10.0.30.14"
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +26,7 @@ def pki(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pki")
     ca.create(folder, "Test CA")
     ca.issue(folder, [SERVER_NAME])
+    ca.issue(folder, [EXPORTER_ADDRESS])
     return folder
 
 
@@ -42,6 +47,31 @@ def vllm_data():
         "platform": "debian-12",
         "vllm_version": "0.32.0+cpu",
         "vllm_models": {"llama": {"port": 8000, "revision": "1", "gpus": [0]}},
+    }
+
+
+@pytest.fixture
+def gpu_data():
+    """A host with eight H100 and a repository with a key of its own."""
+    return {
+        "platform": "debian-12",
+        "nvidia_driver_gpus": {"h100-sxm": 8},
+        "nvidia_driver_version": "580.95.05",
+        "nvidia_driver_repository": "https://mirror.example.org/cuda",
+        "nvidia_driver_repository_key": str(REPOSITORY_KEY),
+        "nvidia_driver_repository_fingerprint": openpgp.fingerprint(REPOSITORY_KEY.read_text()),
+    }
+
+
+@pytest.fixture
+def exporter_data(pki):
+    return {
+        "platform": "debian-12",
+        "dcgm_exporter_address": EXPORTER_ADDRESS,
+        "dcgm_exporter_clients": ["10.0.30.0/24"],
+        "dcgm_exporter_certificate": str(pki / f"{EXPORTER_ADDRESS}.crt"),
+        "dcgm_exporter_private_key": f"file:{pki / EXPORTER_ADDRESS}.key",
+        "dcgm_exporter_client_ca": str(pki / "ca.crt"),
     }
 
 
@@ -110,10 +140,15 @@ def this_machine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def commands():
-    """The commands of an operation on a host that answers a fact's command with these lines."""
+    """The commands of an operation on a host that answers a fact's command with these lines.
 
-    def run(operation, answers=(), **arguments):
-        with _current("@fake", {"fake_delay": 0, "fake_delay_jitter": 0, "fake_responses": {"": list(answers)}}):
+    Answers may also be lines by a part of the command; `on` has further data of the host.
+    """
+
+    def run(operation, answers=(), on=None, **arguments):
+        responses = answers if isinstance(answers, dict) else {"": list(answers)}
+        data = {"fake_delay": 0, "fake_delay_jitter": 0, "fake_responses": responses}
+        with _current("@fake", data | (on or {})):
             return [str(command) for command in operation._inner(**arguments)]
 
     return run

@@ -5,9 +5,10 @@ import pytest
 from quench.plan import load_inventory, make_plan
 
 DEPLOY = """
+from quench import Gpus, Slices
 from roles.nginx import nginx
 from roles.vllm import vllm
-nginx(vllm())
+nginx(vllm(Gpus(), Slices()))
 """
 
 

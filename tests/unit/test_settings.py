@@ -8,6 +8,7 @@ from roles.vllm import VllmSettings
 
 CANARY = "canary-5f1d"
 MODEL = {"port": 8000, "revision": "1", "gpus": [0]}
+SLICE = "MIG-a9bd6b2c-3e5e-5d5f-8c6b-9d6f2f5d6e01"
 
 
 def only(found):
@@ -254,3 +255,40 @@ def test_load_refuses_in_the_role_that_reads_the_key_and_in_no_other(vllm_data):
     VllmSettings.load("node1", vllm_data | {"nginx_nonsense": 1})
     with pytest.raises(Refused):
         VllmSettings.load("node1", vllm_data | {"vllm_nonsense": 1})
+
+
+@pytest.mark.parametrize("platform", ["rhel-9", "rhel-10", "ubuntu-22.04"])
+def test_a_role_that_does_not_run_on_a_platform_says_so_with_those_that_it_runs_on(vllm_problems, platform):
+    problem = only(vllm_problems(platform=platform))
+    assert problem.key == "platform"
+    assert f"vllm does not run on '{platform}'" in problem.what
+    assert "debian-12" in problem.remedy
+    assert platform not in problem.remedy
+
+
+def test_a_platform_that_a_role_does_not_run_on_hides_none_of_its_other_problems(nginx_problems):
+    assert {problem.key for problem in nginx_problems(platform="rhel-9", nginx_port=0)} == {"platform", "nginx_port"}
+
+
+def test_a_model_may_have_a_slice_instead_of_gpus(vllm_problems):
+    assert vllm_problems(vllm_models={"a": MODEL | {"gpus": [], "mig_slice": SLICE}}) == []
+
+
+def test_a_model_with_gpus_and_a_slice_is_refused(vllm_problems):
+    problem = only(vllm_problems(vllm_models={"a": MODEL | {"mig_slice": SLICE}}))
+    assert problem.what == "model a has gpus and a mig_slice"
+
+
+def test_two_models_on_one_slice_are_refused_with_both_names(vllm_problems):
+    half = {"gpus": [], "mig_slice": SLICE}
+    problem = only(vllm_problems(vllm_models={"a": MODEL | half, "b": MODEL | half | {"port": 8001}}))
+    assert problem.what == f"models a and b are both on GPU {SLICE}"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "0:1", "GPU-a9bd6b2c-3e5e-5d5f-8c6b-9d6f2f5d6e01", SLICE.lower(), f"{SLICE},{SLICE}", f"{SLICE}\n"]
+)
+def test_what_is_no_uuid_of_a_slice_is_refused(vllm_problems, name):
+    # The last of them would end the line of the environment file.
+    problem = only(vllm_problems(vllm_models={"a": MODEL | {"gpus": [], "mig_slice": name}}))
+    assert problem.key.startswith("vllm_models")

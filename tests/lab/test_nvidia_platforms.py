@@ -1,0 +1,93 @@
+"""The NVIDIA stack on each platform and board, from bare. Simulated: all GPUs, their driver, Ubuntu and RHEL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gpus import GPU_DEPLOY, OLD, cuda, driver_versions, family, hosts_of, loaded, provision
+from support import CHECKOUT, Node, run_pyinfra
+
+from quench.lab import fleet
+from quench.lab.state import HostSpec
+
+PLATFORMS = ["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04", "rhel-9", "rhel-10"]
+BOARDS = {"2xl4": 2, "8xh100": 8, "8xb200": 8}
+HOSTS = [f"{platform}-{board}" for platform in PLATFORMS for board in BOARDS]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
+    """A host of each platform with each board after one run."""
+    specs = [HostSpec(f"{platform}-{board}", platform, board) for platform in PLATFORMS for board in BOARDS]
+    for nodes in hosts_of("test-nvidia", specs):
+        run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"))
+        assert run.code == 0, run.text[-6000:]
+        yield nodes
+
+
+def test_the_second_run_changes_nothing(nodes: dict[str, Node]) -> None:
+    run = run_pyinfra(nodes[HOSTS[0]], "-y", "--json", deploy=GPU_DEPLOY)
+    assert run.code == 0, run.text[-3000:]
+    assert run.totals["hosts"] >= len(HOSTS)
+    assert (run.totals["success"], run.totals["error"]) == (0, 0)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_set_is_exactly_the_pinned_one_and_it_computes(nodes: dict[str, Node], host: str) -> None:
+    node = nodes[host]
+    assert driver_versions(node) == {OLD}
+    assert loaded(node) == OLD
+    assert cuda(node) == f"0 {BOARDS[host.rpartition('-')[2]]}"
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_board_decides_on_fabric_manager_and_subnet_manager(nodes: dict[str, Node], host: str) -> None:
+    has = set(family(nodes[host])) & {"nvidia-fabricmanager", "nvlsm"}
+    board = host.rpartition("-")[2]
+    assert (
+        has == {"2xl4": set(), "8xh100": {"nvidia-fabricmanager"}, "8xb200": {"nvidia-fabricmanager", "nvlsm"}}[board]
+    )
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_mirror_has_newer_versions_and_an_upgrade_of_everything_moves_none(
+    nodes: dict[str, Node], platform: str
+) -> None:
+    node = nodes[f"{platform}-8xb200"]
+    before = family(node)
+    if platform.startswith("rhel"):
+        offered = node.root("dnf -q --disableexcludes=all repoquery --qf '%{version}' nvidia-driver-cuda")
+        node.root("dnf -q -y upgrade")
+    else:
+        offered = node.root("apt-cache madison nvidia-fabricmanager | cut -d'|' -f2")
+        node.root("DEBIAN_FRONTEND=noninteractive apt-get -q -y dist-upgrade >/dev/null")
+    assert "595.71.05" in offered
+    assert family(node) == before
+
+
+def test_the_checks_of_a_live_host_pass(nodes: dict[str, Node], tmp_path: Path) -> None:
+    # One host of each platform, and each board twice: the checks that differ are those of board and platform.
+    boards = list(BOARDS) * 2
+    hosts = [f"{platform}-{board}" for platform, board in zip(PLATFORMS, boards, strict=True)]
+    config = tmp_path / "ssh_config"
+    config.write_text(fleet.ssh_config(nodes[HOSTS[0]].lab))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/host", "--sudo", f"--ssh-config={config}",
+         f"--hosts={','.join(f'ssh://{host}' for host in hosts)}"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=550,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_a_host_whose_gpus_are_not_those_of_its_data_is_refused(nodes: dict[str, Node], tmp_path: Path) -> None:
+    node = nodes["debian-12-2xl4"]
+    tree = node.tree()
+    run = provision([node], tmp_path, nvidia_driver_gpus={"h100-sxm": 8})
+    assert run.code == 1
+    assert "nvidia_driver_gpus: the host has 2 x L4; set nvidia_driver_gpus = {'l4': 2} for this host" in run.text
+    assert "nothing was changed" in run.text
+    assert node.tree() == tree
