@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo demo-down check test bench lock update-golden
+.PHONY: help demo demo-down check test test-nvidia bench lock update-golden
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools
 	@pytest -q tests/lab
 	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all
+
+test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults
+	@scripts/lab-tools
+	@MOLECULE_GLOB="tests/molecule/gpu-*/molecule.yml" molecule test --all
+	@pytest -q $(wildcard tests/unit/test_nvidia_*.py) $(wildcard tests/lab/test_nvidia_*.py)
 
 bench: $(READY) ## Commands per host and seconds of a run with nothing to change
 	@scripts/lab-tools

@@ -45,25 +45,27 @@ def create(folder: Path, name: str, *, days: int = 3650) -> None:
     (folder / CERTIFICATE).write_bytes(certificate.public_bytes(Encoding.PEM))
 
 
-def issue(folder: Path, names: Sequence[str], *, days: int = 90) -> tuple[Path, Path]:
+def issue(folder: Path, names: Sequence[str], *, days: int = 90, client: bool = False) -> tuple[Path, Path]:
     """Issue a server certificate for DNS names and addresses. Returns its path and that of its key.
 
     Args:
         folder: the CA's folder; the files NAME.crt and NAME.key of the first name are put there.
         names: at least one. Clients look at these alone, not at the common name (RFC 9525).
         days: validity, from an hour ago, so that a clock that is a little slow accepts it.
+        client: a certificate for a client instead, such as a monitoring server.
     """
     ca = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
     ca_key = load_pem_private_key((folder / KEY).read_bytes(), password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
+    purpose = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     certificate = (
         _builder(subject, ca.subject, key.public_key(), days)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )

@@ -133,9 +133,10 @@ def ca_create(folder: Path, name: str) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("names", nargs=-1, required=True)
 @click.option("--days", default=90, show_default=True, help="Validity.")
-def ca_issue(folder: Path, names: tuple[str, ...], days: int) -> None:
+@click.option("--client", is_flag=True, help="For a client, such as a monitoring server, instead of a server.")
+def ca_issue(folder: Path, names: tuple[str, ...], days: int, client: bool) -> None:
     """Issue a server certificate for DNS names and addresses."""
-    certificate, private_key = ca.issue(folder, names, days=days)
+    certificate, private_key = ca.issue(folder, names, days=days, client=client)
     click.echo(f"{certificate}, {private_key}")
 
 

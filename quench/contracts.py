@@ -43,6 +43,7 @@ class Gpus:
     exporter: str | None = None
     toolkit: str | None = None
     mig: str | None = None
+    sliceable: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ def key_problems(host: str, prefix: str, path: str, wanted: str) -> Iterator[Pro
         reason = error.strerror if isinstance(error, OSError) else "there is no such user"
         what = f"{path}: {reason}" if path else "is not set"
         yield Problem(host, key, what, "put the repository's public key there")
+    except UnicodeDecodeError:
+        yield Problem(host, key, f"{path} is not in ASCII armor", "convert it: gpg --enarmor")
     except ValueError as error:
         yield Problem(host, key, f"{path}: {error}", "take the key as its owner publishes it")
     else:

@@ -62,6 +62,8 @@ def _go_down(state: State, host: Host, before: list[str]) -> bool:
     if _lost:
         return _say(host, f"not rebooted, since {_lost[0]} did not come back; see to that one first")
     before.extend(_boot_of(host))
+    if not before:
+        return _say(host, "not rebooted, since it does not say which boot it is in; look at it")
     # systemd stops all units in their order, and so lets engines finish the answers that they have begun. In the
     # background, since the connection goes down with it.
     host.run_shell_command(StringCommand("systemctl --no-block reboot"), _sudo=True)

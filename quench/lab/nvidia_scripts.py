@@ -121,7 +121,14 @@ def rpm_spec(packages: list[Package], group: list[Package], trees: Path) -> str:
         lines += [f"Provides: {name}{f' = {full}' if package.dkms else ''}" for name in package.provides]
         lines += [f"Conflicts: {name}" for name in package.conflicts]
         lines += [f"%description -n {package.name}", "SIMULATED by quench lab."]
-        for section, script in (("post", after_install(package, "rpm")), ("preun", before_removal(package, "rpm"))):
+        # Of two versions at once, as during a change, ldconfig links to the newer.
+        linked = "ldconfig\n" if any(".so." in path for path in package.files) else ""
+        sections = (
+            ("post", after_install(package, "rpm")),
+            ("preun", before_removal(package, "rpm")),
+            ("postun", linked),
+        )
+        for section, script in sections:
             if script:
                 # `%` is rpm's own.
                 lines += [f"%{section} -n {package.name}", script.replace("%", "%%").rstrip()]

@@ -7,8 +7,9 @@ from roles.base.settings import BaseSettings
 
 # Release name and package components, as sources.list(5) wants them.
 _RELEASES = {
-    "debian-12": ("bookworm", "main"),
-    "debian-13": ("trixie", "main"),
+    # contrib: NVIDIA's packages for Debian ask for parts of it. Driver Installation Guide, chapter Debian.
+    "debian-12": ("bookworm", "main contrib"),
+    "debian-13": ("trixie", "main contrib"),
     "ubuntu-24.04": ("noble", "main universe"),
 }
 # The time servers that each distribution's own package is set up with.

@@ -12,7 +12,10 @@ _PACKAGE = "datacenter-gpu-manager-exporter"
 @role(DcgmExporterSettings)
 def dcgm_exporter(settings: DcgmExporterSettings, engine: HostEngine) -> None:
     """The exporter as a sandboxed service that asks the host engine and has no GPU of its own."""
-    if settings.address is None or engine.exporter is None:
+    if engine.exporter is None:
+        return
+    if settings.address is None:
+        install("dcgm_exporter", [])
         return
     pinned_packages(
         f"Install the DCGM exporter {engine.exporter}",

@@ -96,7 +96,11 @@ class DcgmExporterSettings(RoleSettings):
             name_key="dcgm_exporter_address",
         )
         try:
-            x509.load_pem_x509_certificates(certificates.text(self.client_ca).encode())
+            text = certificates.text(self.client_ca)
+            x509.load_pem_x509_certificates(text.encode())
+            if "PRIVATE KEY" in text:
+                what = f"{self.client_ca} holds a private key beside the certificate"
+                yield Problem(host, "dcgm_exporter_client_ca", what, "give the certificate alone")
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "there is no such user"
             what = f"{self.client_ca}: {reason}" if self.client_ca else "is not set"

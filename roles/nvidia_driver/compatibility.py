@@ -53,6 +53,7 @@ class Gpu(Model):
     architecture: str
     fabric: Fabric | None = None
     first: str | None = None
+    slices: bool = False
     source: str
 
 

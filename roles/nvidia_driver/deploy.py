@@ -8,6 +8,7 @@ from pyinfra import host
 
 from quench import Gpus, ask, confirm, ensure, install, pinned_packages, reboot, role, service, shell_script
 from roles.nvidia_driver import host as gpu_host
+from roles.nvidia_driver.compatibility import table
 from roles.nvidia_driver.files import (
     APT_SOURCES,
     FABRIC_MANAGER,
@@ -85,4 +86,5 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
         exporter=wanted.release.exporter,
         toolkit=wanted.release.toolkit,
         mig=wanted.release.mig,
+        sliceable=all(table().gpus[gpu].slices for gpu in settings.gpus),
     )

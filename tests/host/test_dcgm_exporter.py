@@ -33,10 +33,16 @@ try:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.maximum_version = ssl.TLSVersion[version]
         connection = context.wrap_socket(connection)
+        connection.settimeout(3)
+        try:
+            # An alert comes unasked; a request that crosses it would break the connection first.
+            connection.recv(1)
+        except socket.timeout:
+            pass
     connection.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
     print(connection.recv(12).decode())
 except ssl.SSLError as error:
-    print(error.reason)
+    print(error.reason or error)
 except ConnectionError:
     print()
 """

@@ -53,9 +53,14 @@ def bare_hosts(first: Node, count: int) -> list[Node]:
 
 def kill_run(node: Node, inventory: str, operations: int, seconds: float) -> bool:
     """Start a run and kill it with SIGKILL. Whether it was still running by then."""
+    return kill_command(node, pyinfra_command(inventory, "-y", "--limit", node.name), operations, seconds)
+
+
+def kill_command(node: Node, command: list[str], operations: int, seconds: float) -> bool:
+    """The same, of any pyinfra command."""
     process = subprocess.Popen(
-        pyinfra_command(inventory, "-y", "--limit", node.name), cwd=CHECKOUT, env=environment(node),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command, cwd=CHECKOUT, env=environment(node), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
     begun = 0
