@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quench import Gpus, confirm, ensure, install, packages, pinned_packages, role, service, shell_script
-from roles.container_toolkit.files import FAMILY, PACKAGE, REFRESH, engine_packages, files, sources
+from roles.container_toolkit.files import FAMILY, PACKAGE, REFRESH, UNWANTED, engine_packages, files, sources
 from roles.container_toolkit.settings import ContainerToolkitSettings
 
 _CDI = Path(__file__).parent / "cdi.sh"
@@ -24,7 +24,13 @@ def container_toolkit(
         return
     install("container_toolkit-sources", sources(settings, gpus, apt_sources))
     pinned_packages(f"Install the NVIDIA container toolkit {gpus.toolkit}", {PACKAGE: gpus.toolkit}, family=FAMILY)
-    packages(engine_packages(settings))
+    packages(engine_packages(settings), hold_back=UNWANTED)
+    ensure(
+        "Keep podman's interface and its own updates off",
+        f"systemctl is-enabled {' '.join(UNWANTED)} 2>/dev/null | grep -E '^(enabled|masked-runtime)'",
+        f"systemctl unmask --runtime --quiet {' '.join(UNWANTED)}; "
+        f"systemctl disable --quiet --now {' '.join(UNWANTED)} 2>/dev/null; true",
+    )
     managed = files(settings)
     install("container_toolkit", managed)
     if settings.engine == "docker":

@@ -11,6 +11,8 @@ REFRESH = "nvidia-cdi-refresh.service"
 # CDI alone needs no more than this one: no runtime hook. container-toolkit, install guide.
 PACKAGE = "nvidia-container-toolkit-base"
 FAMILY = ["nvidia-container-toolkit*", "libnvidia-container*"]
+# Debian's podman comes with its programming interface on a socket, and a timer that moves images. [SOC2 CC6.8]
+UNWANTED = ["podman.socket", "podman.service", "podman-auto-update.timer", "podman-auto-update.service"]
 _NVIDIA = "https://nvidia.github.io/libnvidia-container/stable"
 _PIN = "/etc/apt/preferences.d/quench-container-toolkit"
 _SOURCE = "/etc/apt/sources.list.d/quench-container-toolkit.sources"
