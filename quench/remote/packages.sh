@@ -32,22 +32,6 @@ is_there() {
         dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^[ih]i '
     fi
 }
-# The version that a repository has of NAME, in full, where upstream's is VERSION.
-full_version() {
-    if [ "$manager" = dnf ]; then
-        dnf -q repoquery --qf '%{epoch}:%{version}-%{release}' "$1-$2" 2>/dev/null | tail -n 1
-    else
-        apt-cache madison "$1" |
-            awk -v want="$2" '{ v = $3; sub(/^[0-9]+:/, "", v); sub(/-[^-]*$/, "", v) } v == want { print $3; exit }'
-    fi
-}
-any_version() {
-    if [ "$manager" = dnf ]; then
-        is_there "$1" || { dnf -q repoquery "$1"; dnf -q repoquery --whatprovides "$1"; } 2>/dev/null | grep -q .
-    else
-        apt-cache show --no-all-versions "$1" >/dev/null 2>&1
-    fi
-}
 # Install and remove what the lines NAME VERSION say, VERSION in full, `-` or `*`.
 transaction() {
     install='' remove=''
@@ -110,13 +94,29 @@ if grep -E '(GPG error|signature|not signed|OpenPGP|Bad GPG)' "$stage/update" >&
     refuse "a repository's signature could not be verified with the key that this host has for it"
 fi
 
+# NAME VERSION of all that a repository has of what is wanted, VERSION in full: in one question, since each is slow.
+offered=$(
+    if [ "$manager" = dnf ]; then
+        dnf -q repoquery --qf '%{name} %{epoch}:%{version}-%{release}' \
+            $(echo "$wanted" | awk '$2 != "-" && $2 != "*" { print $1 "-" $2 }') 2>/dev/null
+        # A name may be what a package provides, as that of the headers for one kernel.
+        for name in $(echo "$wanted" | awk '$2 == "*" { print $1 }'); do
+            is_there "$name" || { dnf -q repoquery "$name"; dnf -q repoquery --whatprovides "$name"; } 2>/dev/null |
+                sed "s/.*/$name */"
+        done
+    else
+        apt-cache madison $names 2>/dev/null | awk '{ print $1, $3 }'
+    fi
+)
 # All at once, since the package managers name one at a time, and before anything changes.
 lines=$(echo "$wanted" | while read -r name version; do
     case $version in
     -) ! is_there "$name" || echo "$name -" ;;
-    '*') any_version "$name" && echo "$name *" || echo "$name ?" ;;
+    '*') { is_there "$name" || echo "$offered" | grep -q "^$name "; } && echo "$name *" || echo "$name ?" ;;
     *)
-        full=$(full_version "$name" "$version")
+        # Without the epoch before and the revision behind it is upstream's version.
+        full=$(echo "$offered" | awk -v name="$name" -v want="$version" '
+            $1 == name { v = $2; sub(/^[0-9]+:/, "", v); sub(/-[^-]*$/, "", v); if (v == want) { print $2; exit } }')
         echo "$name ${full:-?$version}"
         ;;
     esac

@@ -70,9 +70,8 @@ def test_the_mirror_has_newer_versions_and_an_upgrade_of_everything_moves_none(
 
 
 def test_the_checks_of_a_live_host_pass(nodes: dict[str, Node], tmp_path: Path) -> None:
-    # One host of each platform, and each board twice: the checks that differ are those of board and platform.
-    boards = list(BOARDS) * 2
-    hosts = [f"{platform}-{board}" for platform, board in zip(PLATFORMS, boards, strict=True)]
+    # On debian-12 and rhel-9 molecule runs them. What they ask differs by platform and by board.
+    hosts = ["debian-13-2xl4", "ubuntu-22.04-8xh100", "ubuntu-24.04-8xb200", "rhel-10-2xl4"]
     config = tmp_path / "ssh_config"
     config.write_text(fleet.ssh_config(nodes[HOSTS[0]].lab))
     done = subprocess.run(
