@@ -27,7 +27,7 @@ def key_problems(host: str, prefix: str, path: str, wanted: str) -> Iterator[Pro
         what = f"{path}: {reason}" if path else "is not set"
         yield Problem(host, key, what, "put the repository's public key there")
     except UnicodeDecodeError:
-        yield Problem(host, key, f"{path} is not in ASCII armor", "convert it: gpg --enarmor")
+        yield Problem(host, key, f"{path} is not in ASCII armor", "convert it: gpg --import, then gpg --armor --export")
     except ValueError as error:
         yield Problem(host, key, f"{path}: {error}", "take the key as its owner publishes it")
     else:
@@ -44,6 +44,8 @@ def fingerprint(armored: str) -> str:
     """
     if "PRIVATE KEY BLOCK" in armored:
         raise ValueError("holds a private key")
+    if armored.count("BEGIN PGP PUBLIC KEY BLOCK") > 1:
+        raise ValueError("holds several keys, of which all would be trusted")
     block = re.search(r"-----BEGIN PGP PUBLIC KEY BLOCK-----.*?\r?\n\r?\n(.*?)-----END", armored, re.DOTALL)
     if block is None:
         raise ValueError("holds no public key in ASCII armor")
@@ -52,9 +54,16 @@ def fingerprint(armored: str) -> str:
     try:
         data = base64.b64decode(text, validate=True)
         tag, length, start = _header(data)
+        keys, position = 0, 0
+        while position < len(data):
+            other, size, begin = _header(data[position:])
+            keys += other == 6
+            position += begin + size
     except (binascii.Error, IndexError) as error:
         raise ValueError("holds no readable public key") from error
     body = data[start : start + length]
+    if keys > 1:
+        raise ValueError("holds several keys, of which all would be trusted")
     if tag != 6 or len(body) != length or body[:1] != b"\x04":
         raise ValueError("does not begin with a public key of version 4")
     return hashlib.sha1(b"\x99" + length.to_bytes(2, "big") + body, usedforsecurity=False).hexdigest().upper()

@@ -181,7 +181,7 @@ def _packages(names: list[str], hold_back: list[str]) -> Commands:
     if not missing:
         return
     lines = "\n".join(f"{name} *" for name in missing)
-    yield _script("packages.sh", manager, "", "true", shlex.join(hold_back), lines)
+    yield _script("packages.sh", manager, "", "true", shlex.join(hold_back), lines, "")
 
 
 def pinned_packages(
@@ -191,6 +191,7 @@ def pinned_packages(
     family: Sequence[str] = (),
     former: Sequence[str] = (),
     extra: Sequence[str] = (),
+    source: str = "",
     check: str = "true",
     hold_back: Sequence[str] = (),
 ) -> None:
@@ -203,7 +204,10 @@ def pinned_packages(
         versions: upstream version, without epoch and release, by package name.
         family: patterns of the names of all that moves with them, and comes back with them.
         former: names under which another version of the set is installed; they go.
-        extra: further packages of the same transaction, in any version. `$(uname -r)` is filled in on the host.
+        extra: further packages, in any version, before these. `$(uname -r)` and `$(next-kernel)` are filled in on
+            the host.
+        source: the repository's file, which goes with a failure: a pin that names the new set stands already, and an
+            upgrade by somebody else would bring it unchecked. The next run puts it back.
         check: shell, run as root once the package manager is done, whatever that says: its failure brings the
             former packages back.
         hold_back: services that the package manager may not start or restart.
@@ -214,6 +218,7 @@ def pinned_packages(
         family=list(family),
         former=list(former),
         extra=list(extra),
+        source=source,
         check=check,
         hold_back=list(hold_back),
     )
@@ -225,6 +230,7 @@ def _pinned_packages(
     family: list[str],
     former: list[str],
     extra: list[str],
+    source: str,
     check: str,
     hold_back: list[str],
 ) -> Commands:
@@ -236,7 +242,7 @@ def _pinned_packages(
         wanted = [f"{name} {version}" for name, version in sorted(versions.items())]
         lines = [*wanted, *(f"{name} -" for name in former), *(f"{name} *" for name in extra)]
         # Not shlex.join: the patterns are the package manager's, and no shell's.
-        yield _script("packages.sh", manager, " ".join(family), check, shlex.join(hold_back), "\n".join(lines))
+        yield _script("packages.sh", manager, " ".join(family), check, shlex.join(hold_back), "\n".join(lines), source)
 
 
 def _upstream(version: str) -> str:

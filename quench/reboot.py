@@ -16,6 +16,9 @@ from quench.operations import failure
 # A container keeps the boot id of the machine that it runs on; its first process is another after a reboot.
 _BOOT = "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat"
 
+# Seconds for a command that answers at once. A host that goes down in its midst would never end it.
+_PATIENCE = 20
+
 # Hosts that this run rebooted and that did not come back.
 _lost: list[str] = []
 
@@ -66,30 +69,47 @@ def _go_down(state: State, host: Host, before: list[str]) -> bool:
         return _say(host, "not rebooted, since it does not say which boot it is in; look at it")
     # systemd stops all units in their order, and so lets engines finish the answers that they have begun. In the
     # background, since the connection goes down with it.
-    host.run_shell_command(StringCommand("systemctl --no-block reboot"), _sudo=True)
+    done, _ = host.run_shell_command(StringCommand("systemctl --no-block reboot"), _sudo=True, _timeout=_PATIENCE)
     host.disconnect()
-    return True
+    return done or _say(host, "does not begin to reboot; see journalctl there")
 
 
 def _come_back(state: State, host: Host, before: list[str], seconds: int) -> bool:
-    deadline = time.monotonic() + seconds
+    deadline, now = time.monotonic() + seconds, before
     while time.monotonic() < deadline:
         time.sleep(2)
         try:
             host.connect(raise_exceptions=True, show_errors=False)
-            if _boot_of(host) not in ([], before):
+            now = _boot_of(host) or now
+            # Not before its units have started: some are what the run looks at next.
+            if now != before and _has_started(host):
                 return True
         except Exception:  # whatever keeps it away, it is not back yet
             host.connected = False
             continue
         host.disconnect()
     _lost.append(host.name)
+    if now == before and _still_there(host):
+        return _say(host, f"still in the boot before, {seconds} s after it was told to reboot; look at its console")
     return _say(host, f"rebooted, and not back after {seconds} s; look at its console. The next run goes on from there")
 
 
 def _boot_of(host: Host) -> list[str]:
-    done, output = host.run_shell_command(StringCommand(_BOOT))
+    done, output = host.run_shell_command(StringCommand(_BOOT), _timeout=_PATIENCE)
     return output.stdout_lines if done else []
+
+
+def _has_started(host: Host) -> bool:
+    _, output = host.run_shell_command(StringCommand("systemctl is-system-running"), _timeout=_PATIENCE)
+    return output.stdout.strip() in ("running", "degraded")
+
+
+def _still_there(host: Host) -> bool:
+    try:
+        host.connect(raise_exceptions=True, show_errors=False)
+        return bool(_boot_of(host))
+    except Exception:  # it is not
+        return False
 
 
 def _say(host: Host, text: str) -> bool:

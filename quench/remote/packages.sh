@@ -1,16 +1,29 @@
 # Bring packages to exactly the versions asked for, or bring back what was there.
 #
-# Arguments: MANAGER FAMILY CHECK HOLD_BACK WANTED. FAMILY has patterns of the names of all that moves together.
+# Arguments: MANAGER FAMILY CHECK HOLD_BACK WANTED SOURCE. FAMILY has patterns of the names of all that moves together.
 # WANTED has a line for each package, NAME VERSION. VERSION is upstream's, without epoch and revision; `-`
-# wants the package gone; `*` takes any version, and in such a NAME `$(uname -r)` stands for the running kernel.
+# wants the package gone; `*` takes any version, and in such a NAME `$(uname -r)` stands for the running kernel, `$(next-kernel)` for the next.
+# SOURCE is the file of the repository that a rollback takes away, so that nothing but the next run brings the new set.
 set -eu
 set -f # patterns of names are for the package managers
-manager=$1 family=$2 check=$3 hold_back=$4
-wanted=$(echo "$5" | sed "s/\$(uname -r)/$(uname -r)/g")
-names=$(echo "$wanted" | cut -d' ' -f1)
+manager=$1 family=$2 check=$3 hold_back=$4 source=$6
+next=$({ grubby --default-kernel || ls -1 /boot/ | sed -n 's/^vmlinuz-//p'; } 2>/dev/null | sed 's,.*/vmlinuz-,,' | sort -V | tail -n 1)
+wanted=$(echo "$5" | sed -e "s/\$(uname -r)/$(uname -r)/g" -e "s/\$(next-kernel)/${next:-$(uname -r)}/g" | sort -u)
+names=$(echo "$wanted" | awk '$2 != "*" { print $1 }')
 stage=$(mktemp -d /run/quench.XXXXXX)
-trap 'rm -rf "$stage"' EXIT
 log=$stage/log
+masked=
+# What was held back for this and serves on is not to stay masked if this fails.
+leave() {
+    code=$?
+    [ $code = 0 ] || for unit in $masked; do
+        systemctl unmask --runtime --quiet "$unit"
+        ! grep -qx "$unit" "$stage/active" || systemctl start --no-block "$unit"
+    done
+    rm -rf "$stage"
+}
+trap leave EXIT
+trap 'exit 1' HUP INT TERM PIPE
 
 refuse() {
     echo "quench: $1; nothing was installed" >&2
@@ -43,12 +56,12 @@ transaction() {
         esac
     done
     if [ "$manager" = dnf ]; then
-        # The former packages are not among those that the repository file lets in.
         [ -z "$remove" ] || dnf -q -y remove $remove
-        [ -z "$install" ] || dnf -q -y --disableexcludes=all --allowerasing --setopt=install_weak_deps=False "$1" $install
+        [ -z "$install" ] || dnf -q -y $excludes --allowerasing --setopt=install_weak_deps=False "$1" $install
     else
         [ "$1" = install ] || set -- 'install --reinstall'
-        DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold \
+        # needrestart(1) would restart engines, which then had new libraries and the old module.
+        NEEDRESTART_SUSPEND=1 DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold \
             -o DPkg::Lock::Timeout=300 --no-install-recommends --allow-downgrades --allow-change-held-packages \
             $1 $install $(for name in $remove; do echo "$name-"; done)
     fi
@@ -89,7 +102,8 @@ if [ "$manager" = apt ] && [ -n "$(dpkg --audit)" ]; then
     patiently apt-get -q -y -o Dpkg::Options::=--force-confold --no-install-recommends --fix-broken install || true
 fi
 # apt goes on with the lists that it has if a signature is wrong, and says so in a warning.
-if grep -E '(GPG error|signature|not signed|OpenPGP|Bad GPG)' "$stage/update" >&2; then
+unverified='GPG error|OpenPGP signature verification failed|is not signed|Bad GPG signature|GPG signature verification error'
+if grep -E "$unverified" "$stage/update" >&2; then
     rm -f $updated
     refuse "a repository's signature could not be verified with the key that this host has for it"
 fi
@@ -97,15 +111,15 @@ fi
 # NAME VERSION of all that a repository has of what is wanted, VERSION in full: in one question, since each is slow.
 offered=$(
     if [ "$manager" = dnf ]; then
-        dnf -q repoquery --qf '%{name} %{epoch}:%{version}-%{release}' \
-            $(echo "$wanted" | awk '$2 != "-" && $2 != "*" { print $1 "-" $2 }') 2>/dev/null
+        specs=$(echo "$wanted" | awk '$2 != "-" && $2 != "*" { print $1 "-" $2 }')
+        [ -z "$specs" ] || dnf -q repoquery --qf '%{name} %{epoch}:%{version}-%{release}' $specs 2>/dev/null || true
         # A name may be what a package provides, as that of the headers for one kernel.
         for name in $(echo "$wanted" | awk '$2 == "*" { print $1 }'); do
             is_there "$name" || { dnf -q repoquery "$name"; dnf -q repoquery --whatprovides "$name"; } 2>/dev/null |
-                sed "s/.*/$name */"
+                sed "s/.*/$name */" || true
         done
     else
-        apt-cache madison $names 2>/dev/null | awk '{ print $1, $3 }'
+        apt-cache madison $(echo "$wanted" | cut -d' ' -f1) 2>/dev/null | awk '{ print $1, $3 }'
     fi
 )
 # All at once, since the package managers name one at a time, and before anything changes.
@@ -124,11 +138,15 @@ done)
 missing=$(echo "$lines" | awk '$2 ~ /^\?/ { sub(/^\?/, " ", $2); print $1 $2 }' | paste -s -d ,)
 if [ -n "$missing" ]; then
     tail -n 5 "$stage/update" >&2
+    rm -f $updated # the mirror may be mended before the hour is over
     refuse "no repository of this host has: $missing"
 fi
 
 # A masked service is neither started nor restarted by a package.
+for unit in $hold_back; do ! systemctl is-active --quiet "$unit" || echo "$unit"; done >"$stage/active"
+masked=$hold_back
 for unit in $hold_back; do systemctl mask --runtime --quiet "$unit"; done
+excludes=
 before=$(installed)
 is_as_wanted() {
     present=$(installed)
@@ -172,10 +190,13 @@ back=$(
         echo "$before" | grep -q "^$name " || echo "$name -"
     done
 )
+# The former packages are not among those that a pin of dnf lets in.
+excludes=--disableexcludes=all
 if echo "$back" | transaction install >"$log" 2>&1; then
     echo "quench: the package manager or the check of its work failed; the former packages are back" >&2
 else
     tail -n 20 "$log" >&2
     echo "quench: the former packages could not be brought back in full; the next run tries again" >&2
 fi
+[ -z "$source" ] || rm -f "$source"
 exit 1

@@ -1,7 +1,8 @@
 # Apply the MIG layout while nothing uses the GPUs, and start what was stopped for it.
 # Arguments: CONFIG LAYOUT
 set -eu
-clients=$(systemctl list-units --plain --no-legend --state=active \
+trap 'exit 1' HUP INT TERM PIPE
+clients=$(systemctl list-units --plain --no-legend --state=active,activating,reloading \
     'vllm@*.service' 'ollama*.service' 'nvidia-dcgm*.service' nvidia-persistenced.service | cut -d' ' -f1)
 trap '[ -z "$clients" ] || systemctl start $clients' EXIT
 [ -z "$clients" ] || systemctl stop $clients

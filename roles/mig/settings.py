@@ -47,7 +47,7 @@ class MigSettings(RoleSettings):
     layout: list[Layout] = Field(
         default=[],
         description=(
-            "Which GPUs are cut, and how. Empty: the role does nothing. A slice is given to a model by its UUID, and "
+            "Which GPUs are cut, and how. Empty: none may be cut. A slice is given to a model by its UUID, and "
             "no model can be split over slices: there is no NVLink between them."
         ),
         examples=[[{"gpus": [0], "slices": {"1g.10gb": 7}}]],

@@ -42,6 +42,7 @@ class Architecture(Model):
 
     modules: list[Modules]
     last: int | None = None
+    fabric_state: bool = False
     source: str
 
 
@@ -164,6 +165,14 @@ def driver_set(gpus: Mapping[str, int], version: str, platform: Platform) -> Dri
 def fabric_of(gpus: Mapping[str, int]) -> Fabric | None:
     """The switches between the GPUs of a board with eight, if it has any."""
     return next((table().gpus[gpu].fabric for gpu, count in gpus.items() if count >= 8), None)
+
+
+def tells_fabric_state(gpus: Mapping[str, int]) -> bool:
+    """Whether the driver tells the state of the switches between these GPUs."""
+    rows = table()
+    return fabric_of(gpus) is not None and all(
+        rows.architectures[rows.gpus[gpu].architecture].fabric_state for gpu in gpus
+    )
 
 
 def gpu_of(device: str) -> str | None:

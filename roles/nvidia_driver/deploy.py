@@ -8,7 +8,7 @@ from pyinfra import host
 
 from quench import Gpus, ask, confirm, ensure, install, pinned_packages, reboot, role, service, shell_script
 from roles.nvidia_driver import host as gpu_host
-from roles.nvidia_driver.compatibility import table
+from roles.nvidia_driver.compatibility import table, tells_fabric_state
 from roles.nvidia_driver.files import (
     APT_SOURCES,
     FABRIC_MANAGER,
@@ -18,6 +18,7 @@ from roles.nvidia_driver.files import (
     build_packages,
     chosen,
     files,
+    source_file,
     sources,
 )
 from roles.nvidia_driver.settings import NvidiaDriverSettings
@@ -45,6 +46,7 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
         family=FAMILY[manager],
         former=wanted.former,
         extra=build_packages(settings),
+        source=source_file(settings, apt_sources),
         check=f'why=$({modules}); [ -z "$why" ] || {{ echo "$why"; false; }}',
         hold_back=units,
     )
@@ -59,7 +61,9 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
     )
     reboot(
         "Reboot into the new driver",
-        question=shell_script(_HERE / "reboot.sh", wanted.version),
+        question=shell_script(
+            _HERE / "reboot.sh", wanted.version, *(f"{name}={value}" for name, value in settings.module_options.items())
+        ),
         ready=modules,
         allowed=settings.reboot == "when-needed",
         key="nvidia_driver_reboot",
@@ -76,7 +80,13 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
     count = sum(settings.gpus.values())
     confirm(
         "Verify modules, libraries, fabric and CUDA",
-        shell_script(_HERE / "verify.sh", wanted.version, str(count), wanted.fabric or ""),
+        shell_script(
+            _HERE / "verify.sh",
+            wanted.version,
+            str(count),
+            wanted.fabric or "",
+            "state" if tells_fabric_state(settings.gpus) else "",
+        ),
     )
     return Gpus(
         count=count,

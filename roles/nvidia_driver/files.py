@@ -50,16 +50,23 @@ FAMILY = {
 
 
 def build_packages(settings: NvidiaDriverSettings) -> list[str]:
-    """What DKMS builds with. Headers of the running kernel alone: the metapackages would bring a new kernel."""
+    """What DKMS builds with. Headers of the running kernel and of the next: the metapackages would bring a new one."""
     if settings.family == "rhel":
-        return ["kernel-devel-$(uname -r)", "dkms"]
+        return ["kernel-devel-$(uname -r)", "kernel-devel-$(next-kernel)", "dkms"]
     # Ubuntu has ib_umad, which the fabric manager of NVLink 5 needs, in a package of its own.
     modules = (
         ["linux-modules-extra-$(uname -r)"]
         if (settings.family, fabric_of(settings.gpus)) == ("ubuntu", "nvlink5")
         else []
     )
-    return ["linux-headers-$(uname -r)", *modules, "dkms", "python3"]
+    return ["linux-headers-$(uname -r)", "linux-headers-$(next-kernel)", *modules, "dkms", "python3"]
+
+
+def source_file(settings: NvidiaDriverSettings, folder: str) -> str:
+    """The file that tells the package manager of the repository."""
+    if settings.family == "rhel":
+        return "/etc/yum.repos.d/quench-nvidia.repo"
+    return f"{folder}/quench-nvidia.sources"
 
 
 def own_versions(wanted: DriverSet) -> dict[str, str]:
@@ -106,7 +113,7 @@ def sources(settings: NvidiaDriverSettings, folder: str = APT_SOURCES) -> list[M
             check="apt-cache policy >/dev/null",
         ),
         ManagedFile(
-            f"{folder}/quench-nvidia.sources",
+            source_file(settings, folder),
             template("nvidia_driver", "/etc/apt/sources.list.d/quench-nvidia.sources", values),
         ),
     ]
@@ -126,8 +133,9 @@ def files(settings: NvidiaDriverSettings) -> list[Managed]:
             template("nvidia_driver", "/etc/modules-load.d/quench-nvidia.conf", values),
         ),
         ManagedFile(
-            f"/etc/systemd/system/{PERSISTENCED}.d/quench.conf",
-            template("nvidia_driver", f"/etc/systemd/system/{PERSISTENCED}.d/quench.conf", values),
+            f"/etc/systemd/system/{PERSISTENCED}",
+            template("nvidia_driver", f"/etc/systemd/system/{PERSISTENCED}", values),
+            check=f"systemd-analyze verify --man=no {PERSISTENCED}",
             restarts=PERSISTENCED,
         ),
     ]

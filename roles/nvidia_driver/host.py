@@ -78,7 +78,7 @@ def problems(host: str, settings: NvidiaDriverSettings, found: GpuHost) -> Itera
         )
     for file in found.foreign:
         what = f"{file} is another source of the same packages, and sets of two sources do not fit together"
-        yield problem("repository", what, "remove it, or disable it")
+        yield problem("repository", what, f"remove {file}")
     for package in found.packages:
         yield problem("version", f"{package}, of another source, is installed", f"remove the package {package}")
     if found.loaded != settings.version:

@@ -22,8 +22,9 @@ if [ "$(tail -c 1 "$variable" 2>/dev/null | od -An -tu1 | tr -d ' ')" = 1 ]; the
 fi
 
 # Other sources of the same packages. apt may be told to read none of these folders.
-for file in /etc/apt/sources.list /etc/apt/sources.list.d/* /etc/yum.repos.d/*; do
+for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources /etc/yum.repos.d/*.repo; do
     case $file in */quench-*) continue ;; esac
+    ! grep -qsiE '^(enabled *= *(0|false)|Enabled: *no) *$' "$file" || continue
     ! grep -qsE '^[^#]*(download\.nvidia\.com|nvidia\.github\.io|graphics-drivers|negativo17|nonfree-nvidia)' "$file" ||
         echo "foreign $file"
 done

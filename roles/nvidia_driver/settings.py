@@ -35,7 +35,7 @@ class NvidiaDriverSettings(RoleSettings):
         default={},
         description=(
             "GPUs of the host, by model and number. The run compares them with what is on the PCI bus. Empty: the "
-            "driver is not Quench's business, and no NVIDIA role does anything on this host. "
+            "driver is not Quench's business: no NVIDIA role does anything on this host, and what is there stays. "
             "roles/nvidia_driver/compatibility.yaml has the models."
         ),
         examples=[{"h100-sxm": 8}],

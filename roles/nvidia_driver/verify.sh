@@ -1,7 +1,8 @@
 # Says what is amiss with the driver as programs see it. nvidia-smi alone says too little: it is content on a board
 # whose fabric is down, where every CUDA program fails.
-# Arguments: VERSION GPUS FABRIC
-version=$1 gpus=$2 fabric=$3
+# Arguments: VERSION GPUS FABRIC STATE. FABRIC and STATE are empty where there are no switches, or where the driver
+# does not tell their state; CUDA tells it then.
+version=$1 gpus=$2 fabric=$3 state=$4
 amiss() { echo "nvidia_driver_version: $1; $2"; }
 
 loaded=$(cat /sys/module/nvidia/version 2>/dev/null)
@@ -18,6 +19,8 @@ if [ -n "$fabric" ]; then
     manager=$(nv-fabricmanager --version 2>&1 | sed -n 's/.*version is *: *\([0-9.]*\).*/\1/p')
     [ "$manager" = "$version" ] ||
         amiss "the fabric manager is ${manager:-not there}, and should be $version" "run again"
+fi
+if [ -n "$state" ]; then
     # The fabric takes a while after the start of its manager.
     for second in $(seq 120); do
         states=$(nvidia-smi --query-gpu=fabric.state,fabric.status --format=csv,noheader 2>&1)

@@ -322,7 +322,7 @@ def packages(commands):
 
     def run(*installed, names=("nginx", "curl"), hold_back=()):
         found = commands(operations._packages, installed, names=list(names), hold_back=list(hold_back))
-        return [(arguments(command)[-2], arguments(command)[-1].splitlines()) for command in found]
+        return [(arguments(command)[-3], arguments(command)[-2].splitlines()) for command in found]
 
     return run
 
@@ -437,7 +437,7 @@ def pinned(commands):
             "is-well": ["no"] if check_fails else [],
         }
         wanted = {"versions": {"libcuda1": "580.95.05", "nvlsm": "2025.10.12"}, "family": ["nvidia-*"], "former": [],
-                  "extra": [], "check": "is-well", "hold_back": []} | more  # fmt: skip
+                  "extra": [], "source": "/etc/x.repo", "check": "is-well", "hold_back": []} | more  # fmt: skip
         found = commands(operations._pinned_packages, answers, on={"platform": platform}, **wanted)
         return [arguments(command) for command in found]
 
@@ -457,7 +457,7 @@ def test_packages_of_the_pinned_versions_are_left_alone(pinned):
     ["ii |libcuda1|580.126.20-1", "ii |libcuda1|595.71.05-1", "iF |libcuda1|580.95.05-1"],
 )
 def test_one_package_of_another_version_moves_them_all(pinned, row):
-    ((_, manager, _, _, _, lines),) = pinned(row, WHOLE[1])
+    ((_, manager, _, _, _, lines, _),) = pinned(row, WHOLE[1])
     assert manager == "apt"
     assert lines.splitlines() == ["libcuda1 580.95.05", "nvlsm 2025.10.12"]
 
@@ -467,7 +467,7 @@ def test_a_package_that_is_missing_moves_them_all(pinned):
 
 
 def test_a_former_name_that_is_still_there_goes(pinned):
-    ((*_, lines),) = pinned(*WHOLE, "ii |libnvidia-compute-580|580.95.05-1", former=["libnvidia-compute-580"])
+    ((*_, lines, _),) = pinned(*WHOLE, "ii |libnvidia-compute-580|580.95.05-1", former=["libnvidia-compute-580"])
     assert "libnvidia-compute-580 -" in lines.splitlines()
     assert pinned(*WHOLE, former=["libnvidia-compute-580"]) == []
 
@@ -475,7 +475,7 @@ def test_a_former_name_that_is_still_there_goes(pinned):
 def test_what_comes_along_in_any_version_is_no_reason_by_itself(pinned):
     extra = ["linux-headers-$(uname -r)"]
     assert pinned(*WHOLE, extra=extra) == []
-    ((*_, lines),) = pinned(WHOLE[0], extra=extra)
+    ((*_, lines, _),) = pinned(WHOLE[0], extra=extra)
     # Filled in on the host, and by no shell on the way.
     assert lines.splitlines()[-1] == "linux-headers-$(uname -r) *"
 
@@ -486,12 +486,13 @@ def test_a_check_that_fails_is_a_reason_although_all_packages_are_there(pinned):
 
 def test_the_check_the_family_and_what_is_held_back_reach_the_script_as_they_are(pinned):
     family, units = ["*nvidia*", "libnvsdm*"], ["nvidia-dcgm.service", "x.service"]
-    ((name, _, given, check, held, _),) = pinned(family=family, hold_back=units)
-    assert (name, given, check, held) == (
+    ((name, _, given, check, held, _, source),) = pinned(family=family, hold_back=units)
+    assert (name, given, check, held, source) == (
         "packages.sh",
         "*nvidia* libnvsdm*",
         "is-well",
         "nvidia-dcgm.service x.service",
+        "/etc/x.repo",
     )
 
 

@@ -30,7 +30,7 @@ class Node:
 
     def __init__(self, *boots):
         self.boots = list(boots)
-        self.commands, self.said = [], []
+        self.commands, self.said, self.states = [], [], ["running"]
         self.connected = True
 
     def connect(self, **_):
@@ -45,6 +45,8 @@ class Node:
         self.commands.append(str(command))
         if "reboot" in str(command):
             return True, SimpleNamespace(stdout_lines=[])
+        if "is-system-running" in str(command):
+            return True, SimpleNamespace(stdout=self.states.pop(0) if len(self.states) > 1 else self.states[0])
         return True, SimpleNamespace(stdout_lines=self.boots.pop(0) if len(self.boots) > 1 else self.boots[0])
 
     def log_styled(self, text, **_):
@@ -119,10 +121,19 @@ def test_a_host_is_back_only_with_another_boot():
     assert node.said == []
 
 
+def test_a_host_is_back_only_when_its_units_have_started():
+    node = Node(NEW)
+    node.states = ["starting", "starting", "degraded"]
+    assert _come_back(None, node, OLD, 900) is True
+    assert node.states == ["degraded"]
+    node.states = ["starting"]
+    assert _come_back(None, node, OLD, 10) is False
+
+
 def test_a_host_that_answers_with_its_old_boot_for_ever_is_not_back():
     node = Node(OLD)
     assert _come_back(None, node, OLD, 900) is False
-    assert "not back after 900 s" in node.said[0]
+    assert "still in the boot before" in node.said[0]
 
 
 def test_after_a_host_that_is_lost_no_further_one_is_rebooted():

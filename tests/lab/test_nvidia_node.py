@@ -1,4 +1,7 @@
-"""The exporter of GPU counters, asked by a monitoring server over the network. Simulated: GPUs, DCGM, the exporter."""
+"""A whole inference node with GPUs: what it serves, and what its exporter tells a monitoring server over the network.
+
+Simulated: GPUs, driver, DCGM, the exporter. The engine is the stand-in.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import hosts_of, provision
-from support import Node
+from gpus import family, hosts_of, provision
+from support import DEPLOY, MODEL, Node
 
 from quench import ca
 from quench.lab.state import HostSpec
@@ -23,7 +26,7 @@ OTHER = "198.19.77.1"
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     for nodes in hosts_of("test-nvidia", [HostSpec("exporter", "debian-12", "2xl4")]):
-        run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"))
+        run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"), deploy=DEPLOY)
         assert run.code == 0, run.text[-4000:]
         nodes["exporter"].root(f"ip address add {OTHER}/32 dev lo")
         yield nodes["exporter"]
@@ -41,6 +44,20 @@ def scrape(node: Node, folder: Path | None, scheme: str = "https") -> str:
     url = f"{scheme}://{node.address}:9400/metrics"
     with urllib.request.urlopen(url, context=client(node, folder), timeout=10) as answer:
         return str(answer.read().decode())
+
+
+def test_the_node_serves_and_the_second_run_changes_nothing(node: Node, tmp_path: Path) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    assert node.request("/v1/chat/completions", key=node.key, body=body)[0] == 200
+    run = provision([node], tmp_path, "--json", deploy=DEPLOY)
+    assert (run.code, run.totals["success"]) == (0, 0), run.text[-3000:]
+
+
+def test_an_unattended_upgrade_moves_nothing_of_the_set(node: Node) -> None:
+    before = family(node)
+    said = node.root("unattended-upgrade --verbose 2>&1")
+    assert "Allowed origins" in said
+    assert family(node) == before
 
 
 def test_every_counter_of_the_list_is_there_for_each_gpu(node: Node) -> None:
@@ -106,7 +123,7 @@ def test_a_daemon_reload_takes_no_gpu_from_a_sandboxed_unit(node: Node) -> None:
 
 
 def test_an_exporter_that_is_no_longer_wanted_goes(node: Node, tmp_path: Path) -> None:
-    run = provision([node], tmp_path, dcgm_exporter_address=None)
+    run = provision([node], tmp_path, deploy=DEPLOY, dcgm_exporter_address=None)
     assert run.code == 0, run.text[-3000:]
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((node.address, 9400), timeout=5)
