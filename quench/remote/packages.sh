@@ -1,9 +1,10 @@
 # Bring packages to exactly the versions asked for, or bring back what was there.
 #
 # Arguments: MANAGER FAMILY CHECK HOLD_BACK WANTED SOURCE. FAMILY has patterns of the names of all that moves together.
-# WANTED has a line for each package, NAME VERSION. VERSION is upstream's, without epoch and revision; `-`
-# wants the package gone; `*` takes any version, and in such a NAME `$(uname -r)` stands for the running kernel, `$(next-kernel)` for the next.
-# SOURCE is the file of the repository that a rollback takes away, so that nothing but the next run brings the new set.
+# WANTED has a line for each package, NAME VERSION. VERSION is upstream's, without epoch and revision; `-` wants the
+# package gone; `*` takes any version, and in such a NAME `$(uname -r)` stands for the running kernel and
+# `$(next-kernel)` for the one that boots next. SOURCE is the file of the repository, which a failure takes away: its
+# pins name the new set by then, and nothing but the next run is to bring that.
 set -eu
 set -f # patterns of names are for the package managers
 manager=$1 family=$2 check=$3 hold_back=$4 source=$6
@@ -61,8 +62,9 @@ transaction() {
     else
         [ "$1" = install ] || set -- 'install --reinstall'
         # needrestart(1) would restart engines, which then had new libraries and the old module.
-        NEEDRESTART_SUSPEND=1 DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold \
-            -o DPkg::Lock::Timeout=300 --no-install-recommends --allow-downgrades --allow-change-held-packages \
+        export NEEDRESTART_SUSPEND=1 DEBIAN_FRONTEND=noninteractive
+        apt-get -q -y -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 \
+            --no-install-recommends --allow-downgrades --allow-change-held-packages \
             $1 $install $(for name in $remove; do echo "$name-"; done)
     fi
 }
@@ -183,6 +185,7 @@ rm -f $updated
 after=$(installed)
 # Where any version will do there is nothing to go back to.
 [ -n "$(echo "$wanted" | grep -v ' \*$')" ] || exit 1
+[ -z "$source" ] || rm -f "$source"
 [ "$before" != "$after" ] || refuse "the package manager or the check of its work failed"
 back=$(
     echo "$before" | sed '/^$/d'
@@ -198,5 +201,4 @@ else
     tail -n 20 "$log" >&2
     echo "quench: the former packages could not be brought back in full; the next run tries again" >&2
 fi
-[ -z "$source" ] || rm -f "$source"
 exit 1

@@ -77,15 +77,19 @@ def test_a_host_without_room_is_refused(bare: Node, tmp_path: Path) -> None:
 
 
 def test_leftovers_of_other_ways_to_install_a_driver_are_refused_together(bare: Node, tmp_path: Path) -> None:
-    folder = "/etc/apt/sources.list.d" if bare.name.startswith("debian") else "/etc/yum.repos.d"
-    bare.root(f"touch /usr/bin/nvidia-uninstall; echo '# https://nvidia.github.io' >{folder}/old")
-    bare.root(f"echo 'baseurl=https://developer.download.nvidia.com/compute' >{folder}/cuda-old")
+    debian = bare.name.startswith("debian")
+    folder, kind = ("/etc/apt/sources.list.d", "sources") if debian else ("/etc/yum.repos.d", "repo")
+    off = "Enabled: no" if debian else "enabled=0"
+    source = "https://developer.download.nvidia.com/compute"
+    bare.root(f"touch /usr/bin/nvidia-uninstall; echo 'baseurl={source}' >{folder}/cuda-old.{kind}")
+    # Neither a comment nor a source that is off is in the way.
+    bare.root(f"echo '# {source}' >{folder}/a.{kind}; printf '%s\\n' '{off}' 'baseurl={source}' >{folder}/b.{kind}")
     run = provision([bare], tmp_path)
-    bare.root(f"rm /usr/bin/nvidia-uninstall {folder}/old {folder}/cuda-old")
+    bare.root(f"rm /usr/bin/nvidia-uninstall {folder}/cuda-old.{kind} {folder}/a.{kind} {folder}/b.{kind}")
     assert run.code == 1
     assert "2 problems, nothing was changed" in run.text
     assert "remove it: /usr/bin/nvidia-uninstall --silent" in run.text
-    assert f"{folder}/cuda-old is another source of the same packages" in run.text
+    assert f"{folder}/cuda-old.{kind} is another source of the same packages" in run.text
 
 
 def test_a_repository_signed_by_somebody_else_is_refused(bare: Node, tmp_path: Path) -> None:
