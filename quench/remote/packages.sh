@@ -185,8 +185,10 @@ rm -f $updated
 after=$(installed)
 # Where any version will do there is nothing to go back to.
 [ -n "$(echo "$wanted" | grep -v ' \*$')" ] || exit 1
-[ -z "$source" ] || rm -f "$source"
-[ "$before" != "$after" ] || refuse "the package manager or the check of its work failed"
+if [ "$before" = "$after" ]; then
+    [ -z "$source" ] || rm -f "$source"
+    refuse "the package manager or the check of its work failed"
+fi
 back=$(
     echo "$before" | sed '/^$/d'
     echo "$after" | while read -r name version; do
@@ -201,4 +203,5 @@ else
     tail -n 20 "$log" >&2
     echo "quench: the former packages could not be brought back in full; the next run tries again" >&2
 fi
+[ -z "$source" ] || rm -f "$source" # now that the former packages are fetched
 exit 1
