@@ -272,6 +272,8 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
         "--shm-size=1g",
         f"--network={_network_name(lab)}",
         f"--ip={host.address}",
+        # The same for each host of this address: this machine remembers for a while who had an address before.
+        f"--mac-address={_mac(host.address)}",
         "--restart=always",
         f"--cap-add={_CAPABILITIES}",
         "--security-opt=unmask=/proc/sys",
@@ -335,6 +337,11 @@ def _prepare(machine: Machine, lab: Lab, host: LabHost) -> None:
 def _write_known_hosts(lab: Lab) -> None:
     keys = [(lab.folder / f"{host.name}.hostkey").read_text().splitlines()[1] for host in lab.hosts]
     (lab.folder / "known_hosts").write_text("".join(f"{key}\n" for key in keys))
+
+
+def _mac(address: str) -> str:
+    """A locally administered MAC address that follows from an address: 02:00, then its four parts."""
+    return ":".join(["02", "00", *(f"{int(part):02x}" for part in address.split("."))])
 
 
 def _network_name(lab: Lab) -> str:
