@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from gpus import family, hosts_of, provision
-from support import Node
+from support import Node, lab_data
 
 from quench.lab.state import HostSpec
 
@@ -52,17 +52,12 @@ def test_a_host_without_gpus_is_left_alone(nodes: dict[str, Node], tmp_path: Pat
 
 def test_a_host_that_should_have_gpus_and_has_none_is_refused(nodes: dict[str, Node], tmp_path: Path) -> None:
     node = nodes["debian-13-none"]
-    changes = {key: value for key, value in lab_keys(nodes).items() if key.startswith("nvidia_driver")}
+    changes = {
+        key: value for key, value in lab_data(nodes["debian-13-mixed"]).items() if key.startswith("nvidia_driver")
+    }
     run = provision(
         [node], tmp_path, **{**changes, "nvidia_driver_gpus": {"l4": 2}, "nvidia_driver_version": "580.95.05"}
     )
     assert run.code == 1
     assert "nvidia_driver_gpus: the host has no known GPU; set nvidia_driver_gpus = {} for this host" in run.text
     assert family(node) == {}
-
-
-def lab_keys(nodes: dict[str, Node]) -> dict[str, object]:
-    """The NVIDIA keys of a host of the lab that has GPUs."""
-    from support import lab_data
-
-    return lab_data(nodes["debian-13-mixed"])
