@@ -11,14 +11,18 @@ from typing_extensions import override
 STATE_DIRECTORY = "/var/lib/quench"
 # A file on its way to its place. No program that reads a drop-in folder takes this suffix.
 NEW_SUFFIX = ".quench-new"
+# The timer that reboots a host.
+REBOOT_UNIT = "quench-reboot"
 
 
 @dataclass(frozen=True)
 class HostIdentity:
-    """What a host says of itself: `debian-12`, sudo without a password, and its answers, line by line."""
+    """What a host says of itself: `debian-12`, sudo without a password, whether it is about to reboot, and its
+    answers, line by line."""
 
     platform: str
     sudo: bool
+    going_down: bool
     answers: tuple[list[str], ...]
 
 
@@ -34,6 +38,9 @@ class Identity(FactBase[HostIdentity]):
         # The RHEL family is one platform for each major version, whoever rebuilt it.
         system = 'case " $ID $ID_LIKE " in *" rhel "*) ID=rhel VERSION_ID=${VERSION_ID%%.*};; esac'
         system = f'. /etc/os-release; {system}; echo "platform $ID-$VERSION_ID"'
+        # A run may have been killed just after it told the host to reboot.
+        down = f'systemctl is-active -q {REBOOT_UNIT}.timer || [ "$(systemctl is-system-running)" = stopping ]'
+        system += f"; {{ {down}; }} 2>/dev/null && echo going-down"
         return f"{system}; sudo -n true 2>/dev/null && echo sudo{asked}; true"
 
     @override
@@ -46,6 +53,7 @@ class Identity(FactBase[HostIdentity]):
         return HostIdentity(
             platform=next((line.split(" ", 1)[1] for line in output if line.startswith("platform ")), "unknown"),
             sudo="sudo" in output,
+            going_down="going-down" in output,
             answers=tuple(answers.get(number, []) for number in range(max(answers, default=-1) + 1)),
         )
 

@@ -104,6 +104,9 @@ def _compare(host: Host, plan: HostPlan, identity: facts.HostIdentity | None) ->
     if identity is None:
         yield Problem(name, "ssh_user", "the host answers, but runs no command", "log in by hand and look")
         return
+    if identity.going_down:
+        yield Problem(name, "ssh_hostname", "the host is about to reboot", "wait until it is back, and run again")
+        return
     if not identity.sudo:
         user = host.data.get("ssh_user") or "the login user"
         remedy = f"allow it in sudoers: {user} ALL=(ALL) NOPASSWD: ALL"

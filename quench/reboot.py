@@ -71,7 +71,7 @@ def _go_down(state: State, host: Host, before: list[str]) -> bool:
     # so that the connection, which goes down with it, brings the answer of this command first.
     # systemd.timer(5): without AccuracySec a timer may take a minute longer.
     timer = "--on-active=1s --timer-property=AccuracySec=100ms"
-    command = f"systemd-run --quiet --collect {timer} systemctl --no-block reboot"
+    command = f"systemd-run --quiet --collect --unit={facts.REBOOT_UNIT} {timer} systemctl --no-block reboot"
     done, _ = host.run_shell_command(StringCommand(command), _sudo=True, _timeout=_PATIENCE)
     host.disconnect()
     return done or _say(host, "does not begin to reboot; see journalctl there")

@@ -29,6 +29,14 @@ PACKAGES = (
 _GPU_PACKAGES = ("kmod", "dkms", "gcc", "make", "dpkg-dev", "patch", "python3", "openssl", "gnupg")
 _RPM_PACKAGES = ("rpm", "dnf", "dnf-plugins-core")
 
+# dpkg works faster without what no test reads, and without waiting for a disk whose content is thrown away.
+_DPKG_OPTIONS = (
+    "force-unsafe-io",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
+)
+
 
 def ensure_image(machine: Machine, host: LabHost) -> str:
     """Build the image of a host unless it is there already. Returns its name."""
@@ -39,7 +47,7 @@ def ensure_image(machine: Machine, host: LabHost) -> str:
         name, packages = f"{release}-{host.plays.packages}", [*packages, *_GPU_PACKAGES]
         if host.plays.packages == "dnf":
             packages += _RPM_PACKAGES
-    digest = hashlib.sha256(" ".join((release, *packages)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(" ".join((release, *packages, *_DPKG_OPTIONS)).encode()).hexdigest()[:12]
     image = f"localhost/quench-lab/{name}:{digest}"
     if podman(machine, "images", "--quiet", image):
         return image
@@ -56,6 +64,7 @@ def ensure_image(machine: Machine, host: LabHost) -> str:
                     "--quiet",
                     "--variant=minbase",
                     f"--include={','.join(packages)}",
+                    *(f"--dpkgopt={option}" for option in _DPKG_OPTIONS),
                     release,
                     str(part),
                     apt_mirrors()["debian"],

@@ -12,6 +12,7 @@ import pytest
 from support import CHECKOUT, DEPLOY, MODEL, Node, Run, environment, lab_data, run_pyinfra, write_inventory
 
 from quench import ca
+from quench.facts import REBOOT_UNIT
 
 
 def changed_model(node: Node, **changes: Any) -> dict[str, Any]:
@@ -157,6 +158,15 @@ def test_no_sudo(untouched: Node, tmp_path: Path) -> None:
     run = only_the_host_knows(untouched, tmp_path, {"*": {"ssh_user": "plain"}})
     assert problem_lines(run) == [
         "node1: ssh_user: plain may not use sudo without a password; allow it in sudoers: plain ALL=(ALL) NOPASSWD: ALL"
+    ]
+
+
+def test_a_host_that_a_killed_run_told_to_reboot(untouched: Node, tmp_path: Path) -> None:
+    untouched.root(f"systemd-run --quiet --unit={REBOOT_UNIT} --on-active=1h true")
+    run = only_the_host_knows(untouched, tmp_path, {})
+    untouched.root(f"systemctl stop {REBOOT_UNIT}.timer")
+    assert problem_lines(run) == [
+        "node1: ssh_hostname: the host is about to reboot; wait until it is back, and run again"
     ]
 
 

@@ -157,7 +157,24 @@ def test_a_run_that_is_killed_while_the_driver_is_installed_is_made_good_by_the_
 ) -> None:
     node = lab[f"{RPM}-bare"]
     inventory = write_inventory(tmp_path, {"*": {}}, [node.name])
-    assert kill_command(node, pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY), operations=2, seconds=4.0)
+    assert kill_command(node, pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY), operations=2, seconds=1.0)
+    assert loaded(node) == ""
+    heals(node, tmp_path)
+
+
+def test_a_run_that_is_killed_at_the_reboot_is_made_good_once_the_host_is_back(
+    lab: dict[str, Node], tmp_path: Path
+) -> None:
+    node = bare_again(lab[f"{RPM}-bare"])
+    inventory = write_inventory(tmp_path, {"*": {}}, [node.name])
+    assert kill_command(node, pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY), operations=5, seconds=1.0)
+    # At once: the host still answers, or goes down in the midst of the run, or is down.
+    run = provision([node], tmp_path / "at-once")
+    for _ in range(10):
+        if run.code == 0:
+            break
+        assert "internal exception" not in run.text and "Traceback" not in run.text
+        run = provision([node], tmp_path / "again")
     heals(node, tmp_path)
 
 
