@@ -8,6 +8,7 @@ from roles.base import base
 from roles.container_toolkit import container_toolkit
 from roles.dcgm import dcgm
 from roles.dcgm_exporter import dcgm_exporter
+from roles.firewall import firewall
 from roles.logrotate import logrotate
 from roles.mig import mig
 from roles.nginx import nginx
@@ -24,3 +25,4 @@ dcgm_exporter(host_engine)
 engines = vllm(gpus, slices)
 nginx_logs = nginx(engines)
 logrotate(nginx_logs)
+firewall()

@@ -26,7 +26,11 @@ def _node(host, lab):
         "base_admin_keys": [data["admin_key"]],
         "base_apt_mirror": f"{data['mirror']}/debian",
         "base_apt_security_mirror": f"{data['mirror']}/debian-security",
-        "base_ntp_servers": [],
+        # Nothing there tells the time; the distribution's pool would be the world.
+        "base_ntp_servers": [data["controller"]],
+        "firewall_zones": data["zones"],
+        "firewall_zone": data["zone"],
+        "firewall_relaxations": {},
         **(_gpus(data) if data["gpus"] != "none" else {}),
         "vllm_version": data["engine_version"],
         "vllm_requirements": data["engine_locks"],
@@ -45,6 +49,8 @@ def _node(host, lab):
                 "engine_args": {"enforce-eager": True, "disable-fastapi-docs": False},
             }
         },
+        # The controller is the client as well.
+        "nginx_client_zones": ["management", "app", "dmz"],
         "nginx_server_name": data["address"],
         "nginx_certificate": data["certificate"],
         "nginx_private_key": data["private_key"],
@@ -74,6 +80,7 @@ def _gpus(data):
         "container_toolkit_repository_key": data["nvidia"]["key"],
         "container_toolkit_repository_fingerprint": fingerprint,
         "dcgm_exporter_address": data["address"],
+        "dcgm_exporter_client_zones": ["management", "monitoring"],
         "dcgm_exporter_clients": [f"{data['address'].rpartition('.')[0]}.0/24"],
         "dcgm_exporter_certificate": data["certificate"],
         "dcgm_exporter_private_key": data["private_key"],

@@ -1,7 +1,9 @@
 """The kit: what roles, deploys and inventories are written with."""
 
-from quench.contracts import Engine, Gpus, HostEngine, LogFiles, Route, Slices
+from quench.contracts import Engine, Flow, Gpus, HostEngine, LogFiles, Route, Slices
 from quench.files import Managed, ManagedDirectory, ManagedFile, template, to_json, to_yaml
+from quench.flows import WORLD, download
+from quench.guard import prove
 from quench.operations import (
     account,
     ask,
@@ -16,13 +18,16 @@ from quench.operations import (
     service,
     shell_script,
 )
+from quench.plan import allow, allowed
 from quench.preflight import preflight
 from quench.problems import Problem, Refused
 from quench.reboot import reboot
 from quench.role import role
 
 __all__ = [
+    "WORLD",
     "Engine",
+    "Flow",
     "Gpus",
     "HostEngine",
     "LogFiles",
@@ -34,14 +39,18 @@ __all__ = [
     "Route",
     "Slices",
     "account",
+    "allow",
+    "allowed",
     "ask",
     "confirm",
+    "download",
     "ensure",
     "install",
     "model_files",
     "packages",
     "pinned_packages",
     "preflight",
+    "prove",
     "python_environment",
     "reboot",
     "require_path",

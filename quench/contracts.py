@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, order=True)
@@ -30,6 +31,26 @@ class LogFiles:
     paths: tuple[str, ...]
     owner: str
     reopen: str
+
+
+@dataclass(frozen=True, order=True)
+class Flow:
+    """Packets that pass between a host and the zones named; what no role declares does not pass.
+
+    Args:
+        role: who declares it.
+        direction: `in`: the zones may call the host; `out`: the host may call the zones.
+        zones: names of `firewall_zones`, or `world` for whatever is in none of them.
+        port: on the side that is called.
+        why: for the auditor.
+    """
+
+    role: str
+    direction: Literal["in", "out"]
+    zones: tuple[str, ...]
+    port: int
+    why: str
+    protocol: Literal["tcp", "udp"] = "tcp"
 
 
 @dataclass(frozen=True)

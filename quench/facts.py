@@ -32,7 +32,8 @@ class Identity(FactBase[HostIdentity]):
     @override
     def command(self, questions: list[str]) -> str:
         asked = "".join(
-            f"; sudo -n sh -c {shlex.quote(question)} </dev/null 2>/dev/null | sed 's/^/answer {number} /'"
+            f'; sudo -n sh -c {shlex.quote(question)} quench "$SSH_CONNECTION" </dev/null 2>/dev/null'
+            f" | sed 's/^/answer {number} /'"
             for number, question in enumerate(questions)
         )
         # The RHEL family is one platform for each major version, whoever rebuilt it.

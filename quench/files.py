@@ -98,11 +98,12 @@ def to_json(role: str, data: Mapping[str, Any]) -> str:
 
 def _header(role: str, source: str, comment: str) -> str:
     # No time, no version, nothing of the run: the same settings give the same bytes.
+    end = " -->" if comment == "<!--" else ""
     lines = (
         f"Managed by Quench, role {role}, from {source}.",
         f"Change the inventory's {role}_* keys instead: what is edited here, the next run undoes.",
     )
-    return "\n".join(f"{comment} {line}".strip() for line in lines)
+    return "\n".join(f"{comment} {line}{end}".strip() for line in lines)
 
 
 @cache

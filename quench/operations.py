@@ -23,6 +23,8 @@ from quench.problems import Problem
 
 Commands = Generator[StringCommand, None, None]
 
+_REMOTE = Path(__file__).parent / "remote"
+
 # Held by each command that changes a host. What a killed run left running comes to its end first, be it the
 # download of a model.
 _LOCK = "flock --timeout 3600 --conflict-exit-code 75 /run/quench.lock"
@@ -32,21 +34,25 @@ _LOCKED = (
 )
 
 
-def install(role: str, managed: Sequence[Managed]) -> None:
+def install(role: str, managed: Sequence[Managed], *, guard: int | None = None) -> None:
     """Bring all files of a role into place in one operation.
 
     What differs goes to the host in one stream, is checked there by the checks of the changed files, and
     only then moved into place, file by file, by rename. Files that the role had and no longer wants go.
+
+    Args:
+        guard: seconds after which the host brings the former files back by itself, and restarts the units that
+            they name, unless `prove` has found before that the controller still gets in.
     """
     plan = recording()
     if plan is not None:
         plan.files.extend(item for item in managed if isinstance(item, ManagedFile))
         plan.directories.extend(item for item in managed if isinstance(item, ManagedDirectory))
-    _install(name=f"Install the files of {role}", role=role, managed=list(managed))
+    _install(name=f"Install the files of {role}", role=role, managed=list(managed), guard=guard)
 
 
 @operation()
-def _install(role: str, managed: list[Managed]) -> Commands:
+def _install(role: str, managed: list[Managed], guard: int | None = None) -> Commands:
     wanted = {item.dest: _entry(item) for item in managed}
     files = {path: entry for path, entry in wanted.items() if entry.sha256}
     state = context.host.get_fact(
@@ -58,9 +64,14 @@ def _install(role: str, managed: list[Managed]) -> Commands:
     changed = [item for item in managed if not _in_place(item.dest, wanted[item.dest], state)]
     gone = sorted(set(state.manifest) - set(wanted))
     if changed or gone or state.manifest != files:
-        archive = _archive(changed, gone, files)
+        units = sorted({unit for item in managed if isinstance(item, ManagedFile) for unit in _units(item)})
+        archive = _archive(changed, gone, files, None if guard is None else units)
         # On standard input: secrets show up neither in a process list nor in pyinfra's output.
-        yield _script("install.sh", role, STATE_DIRECTORY, NEW_SUFFIX, stdin=archive)
+        yield _script("install.sh", role, STATE_DIRECTORY, NEW_SUFFIX, f"{guard or ''}", stdin=archive)
+
+
+def _units(file: ManagedFile) -> list[str]:
+    return [unit for unit in (file.reloads, file.restarts) if unit]
 
 
 def _entry(item: Managed) -> Entry:
@@ -72,7 +83,9 @@ def _in_place(path: str, wanted: Entry, state: RoleState) -> bool:
     return state.entries.get(path) == wanted and path + NEW_SUFFIX not in state.entries
 
 
-def _archive(changed: Sequence[Managed], gone: Sequence[str], files: dict[str, Entry]) -> str:
+def _archive(
+    changed: Sequence[Managed], gone: Sequence[str], files: dict[str, Entry], guarded: list[str] | None
+) -> str:
     meta, checks, stamps = [], set[str](), set[str]()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -96,6 +109,9 @@ def _archive(changed: Sequence[Managed], gone: Sequence[str], files: dict[str, E
             ("manifest", manifest),
         ):
             _add(tar, name, "".join(f"{line}\n" for line in lines).encode())
+        if guarded is not None:
+            _add(tar, "guarded", "".join(f"{unit}\n" for unit in guarded).encode())
+            _add(tar, "rollback", _stripped(_REMOTE / "rollback.sh").encode())
         for path in gone:
             # The folder of a file to hide must be there for the overlay.
             _add(tar, f"tree{path.rpartition('/')[0]}", None)
@@ -153,8 +169,17 @@ def _service(unit: str, managed: list[Managed]) -> Commands:
         steps.append(f"echo {reload} >{stamp}.reload")
     if steps:
         # The journal says why a unit did not start; without it the operator would have to log in.
-        why = f"{{ journalctl --unit {quoted} --lines 20 --no-pager --output cat >&2; exit 1; }}"
+        journal = f"journalctl --unit {quoted} --lines 20 --no-pager --output cat >&2"
+        why = f"{{ {journal}; {_ROLL_BACK}; exit 1; }}"
         yield _change(f"{{ {' && '.join(steps)}; }} || {why}")
+
+
+# A unit that does not start with guarded files need not wait for their timer.
+_ROLL_BACK = (
+    f"for role in $(ls {STATE_DIRECTORY}/guard 2>/dev/null); do "
+    'echo "quench: the former files of $role come back now" >&2; '
+    "systemctl start --no-block quench-rollback-$role.service; done"
+)
 
 
 def _digest(files: Iterable[ManagedFile]) -> str:
@@ -388,7 +413,7 @@ def _change(command: str) -> StringCommand:
 
 
 def _script(name: str, *arguments: str, stdin: str | None = None) -> StringCommand:
-    command = f"{_LOCK} {shell_script(Path(__file__).parent / 'remote' / name, *arguments)} || {_LOCKED}"
+    command = f"{_LOCK} {shell_script(_REMOTE / name, *arguments)} || {_LOCKED}"
     return StringCommand(command) if stdin is None else StringCommand(command, _stdin=stdin)
 
 

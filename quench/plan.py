@@ -24,6 +24,7 @@ from pyinfra.api.state import State, StateStage
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
+from quench.contracts import Flow
 from quench.files import ManagedDirectory, ManagedFile
 from quench.problems import Problem, Refused
 from quench.settings import RoleSettings, unclaimed
@@ -34,7 +35,7 @@ class Question:
     """What a host is asked before the run changes anything.
 
     Args:
-        command: shell, run as root. It changes nothing.
+        command: shell, run as root. It changes nothing. Its `$1` is sshd's SSH_CONNECTION.
         problems: what the answer, line by line, says against the run.
     """
 
@@ -53,12 +54,14 @@ class HostPlan:
     directories: list[ManagedDirectory] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
+    flows: list[Flow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 Plan = dict[str, HostPlan]
 
 _recording: WeakKeyDictionary[Host, HostPlan] = WeakKeyDictionary()
+_flows: WeakKeyDictionary[Host, list[Flow]] = WeakKeyDictionary()
 
 
 def recording() -> HostPlan | None:
@@ -140,6 +143,7 @@ def _plan_host(state: State, host: Host, deploys: Sequence[str]) -> HostPlan:
             state.current_op_file_number = number
             state.current_deploy_filename = deploy
             exec_file(deploy)
+        host_plan.flows.extend(allowed())
     return host_plan
 
 
@@ -148,6 +152,16 @@ def _current_host() -> Host:
     host = context.ctx_host.get()
     assert isinstance(host, Host)
     return host
+
+
+def allow(*flows: Flow) -> None:
+    """Declare what has to pass between the current host and others. The firewall lets nothing else through."""
+    _flows.setdefault(_current_host(), []).extend(flows)
+
+
+def allowed() -> list[Flow]:
+    """What the roles so far have declared for the current host."""
+    return sorted(set(_flows.get(_current_host(), [])))
 
 
 @contextmanager

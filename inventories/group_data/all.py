@@ -8,3 +8,20 @@ ssh_strict_host_key_checking = "yes"
 
 # Small packets go out at once, which makes a run several times faster.
 ssh_paramiko_connect_kwargs = transport.CONNECT_KWARGS
+
+# --- firewall: the zones of the house --------------------------------------------------------------------------
+
+# Each role declares what it calls and who may call it, by the names of zones; nothing else passes, in or out. `quench
+# flows` prints the whole matrix. A zone that the house does not have is an empty list. These are documentation
+# networks (RFC 5737, RFC 3849): put in your own.
+firewall_zones = {
+    "management": ["192.0.2.0/26", "2001:db8:0:1::/64"],
+    "app": ["192.0.2.64/26", "2001:db8:0:2::/64"],
+    "dmz": ["192.0.2.128/26"],
+    "inference": ["10.0.30.0/24", "2001:db8:0:4::/64"],
+    "storage": ["198.51.100.0/25"],
+    "monitoring": ["198.51.100.128/25"],
+}
+
+# Administrators, and the machine that runs Quench, log in from here. A run from elsewhere is refused.
+firewall_ssh_zones = ["management"]

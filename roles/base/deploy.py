@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quench import account, install, packages, role, service
-from roles.base.files import CHRONY, files, sources, sources_folder
+from quench import account, allow, install, packages, role, service
+from roles.base.files import CHRONY, files, flows, sources, sources_folder
 from roles.base.settings import BaseSettings
 
 PACKAGES = ["chrony", "sudo", "unattended-upgrades"]
@@ -15,6 +15,7 @@ def base(settings: BaseSettings) -> str:
 
     Returns the folder where apt reads its sources, for roles that add some.
     """
+    allow(*flows(settings))
     install("base-sources", sources(settings))
     packages(PACKAGES)
     account(settings.admin_user, home=f"/home/{settings.admin_user}", shell="/bin/bash", groups=["sudo"])

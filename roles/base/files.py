@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quench import Managed, ManagedDirectory, ManagedFile, template
+from quench import WORLD, Flow, Managed, ManagedDirectory, ManagedFile, download, template
 from roles.base.settings import BaseSettings
 
 # Release name and package components, as sources.list(5) wants them.
@@ -59,6 +59,22 @@ def files(settings: BaseSettings) -> list[Managed]:
             restarts=CHRONY,
         ),
     ]
+
+
+def flows(settings: BaseSettings) -> list[Flow]:
+    """What the host calls: names, time and packages."""
+    zones = tuple(settings.service_zones)
+    time = zones if settings.ntp_servers else (WORLD,)
+    found = [
+        Flow("base", "out", zones, 53, "names", "udp"),
+        Flow("base", "out", zones, 53, "names", "tcp"),
+        Flow("base", "out", time, 123, "time", "udp"),
+    ]
+    if settings.apt_mirror is None:
+        # The distributions' own archives are reached by http, and vouched for by signatures.
+        return [*found, Flow("base", "out", (WORLD,), 80, "packages of the distribution")]
+    mirrors = {settings.apt_mirror, settings.apt_security_mirror}
+    return found + [download("base", url, zones, "packages of the distribution") for url in mirrors]
 
 
 def sources(settings: BaseSettings) -> list[Managed]:

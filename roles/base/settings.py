@@ -45,6 +45,9 @@ class BaseSettings(RoleSettings):
         description="Time servers that replace the distribution's pool. Logs are evidence only if the clock is right.",
         examples=[["ntp1.example.org", "ntp2.example.org"]],
     )
+    service_zones: list[str] = Field(
+        default=["management"], description="Zones in which name servers, time servers and the package mirror are."
+    )
     locale: Literal["C.UTF-8", "C"] = Field(
         default="C.UTF-8", description="System locale. These two are there without a package of their own."
     )

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quench import Gpus, confirm, ensure, install, packages, pinned_packages, role, service, shell_script
+from quench import (
+    Gpus,
+    allow,
+    confirm,
+    download,
+    ensure,
+    install,
+    packages,
+    pinned_packages,
+    role,
+    service,
+    shell_script,
+)
 from roles.container_toolkit.files import FAMILY, PACKAGE, REFRESH, UNWANTED, engine_packages, files, sources
 from roles.container_toolkit.settings import ContainerToolkitSettings
 
@@ -22,6 +34,7 @@ def container_toolkit(
         install("container_toolkit-sources", [])
         install("container_toolkit", [])
         return
+    allow(download("container_toolkit", settings.repository, settings.source_zones, "NVIDIA's container toolkit"))
     install("container_toolkit-sources", sources(settings, gpus, apt_sources))
     pinned_packages(f"Install the NVIDIA container toolkit {gpus.toolkit}", {PACKAGE: gpus.toolkit}, family=FAMILY)
     packages(engine_packages(settings), hold_back=UNWANTED)

@@ -33,6 +33,9 @@ class ContainerToolkitSettings(RoleSettings):
         default="none",
         description="Container engine of the host. `none`: nothing is installed. The engines' own units need none.",
     )
+    source_zones: list[str] = Field(
+        default=["management"], description="Zones in which the mirror of the toolkit's repository is."
+    )
     repository: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s@]+[^/\s@]$",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quench import HostEngine, account, install, pinned_packages, role, service
+from quench import Flow, HostEngine, account, allow, install, pinned_packages, role, service
 from roles.dcgm_exporter.files import UNIT, USER, files
 from roles.dcgm_exporter.settings import DcgmExporterSettings
 
@@ -17,6 +17,7 @@ def dcgm_exporter(settings: DcgmExporterSettings, engine: HostEngine) -> None:
     if settings.address is None:
         install("dcgm_exporter", [])
         return
+    allow(Flow("dcgm_exporter", "in", tuple(settings.client_zones), settings.port, "GPU counters"))
     pinned_packages(
         f"Install the DCGM exporter {engine.exporter}",
         {_PACKAGE: engine.exporter},

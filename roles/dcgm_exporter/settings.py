@@ -31,6 +31,7 @@ class DcgmExporterSettings(RoleSettings):
         examples=["10.0.30.11"],
     )
     port: int = Field(default=9400, ge=1024, le=65535, description="TCP port.")
+    client_zones: list[str] = Field(default=["monitoring"], description="Zones in which Prometheus is.")
     clients: list[str] = Field(
         default=[],
         validate_default=True,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyinfra import host
 
-from quench import Engine, LogFiles, Problem, Refused, install, packages, role, service
+from quench import Engine, Flow, LogFiles, Problem, Refused, allow, install, packages, role, service
 from roles.nginx.files import LOGS, PACKAGES, UNIT, files, unknown_models
 from roles.nginx.settings import NginxSettings
 
@@ -30,6 +30,7 @@ def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
     ]
     if problems:
         raise Refused(problems)
+    allow(Flow("nginx", "in", tuple(settings.client_zones), settings.port, "clients of the models"))
     packages(PACKAGES, hold_back=[UNIT])
     managed = files(settings, engines)
     install("nginx", managed)

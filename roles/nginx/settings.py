@@ -62,6 +62,7 @@ class NginxSettings(RoleSettings):
         examples=["llm.example.org"],
     )
     port: int = Field(default=443, ge=1, le=65535, description="TCP port for clients.")
+    client_zones: list[str] = Field(default=["app", "dmz"], description="Zones in which clients are.")
     certificate: str = Field(
         repr=False,
         description="Path, where the run starts, of the certificate and its chain, in PEM.",

@@ -6,7 +6,20 @@ from pathlib import Path
 
 from pyinfra import host
 
-from quench import Gpus, ask, confirm, ensure, install, pinned_packages, reboot, role, service, shell_script
+from quench import (
+    Gpus,
+    allow,
+    ask,
+    confirm,
+    download,
+    ensure,
+    install,
+    pinned_packages,
+    reboot,
+    role,
+    service,
+    shell_script,
+)
 from roles.nvidia_driver import host as gpu_host
 from roles.nvidia_driver.compatibility import table, tells_fabric_state
 from roles.nvidia_driver.files import (
@@ -37,6 +50,8 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
     name = host.name
     ask(gpu_host.PROBE, lambda answer: gpu_host.problems(name, settings, gpu_host.parse(answer)))
     modules = shell_script(_HERE / "modules.sh", wanted.version)
+    if not settings.distro:
+        allow(download("nvidia_driver", settings.repository, settings.source_zones, "packages of NVIDIA"))
 
     install("nvidia_driver-sources", sources(settings, apt_sources))
     units = [PERSISTENCED, *([FABRIC_MANAGER] if wanted.fabric else [])]

@@ -49,6 +49,9 @@ class NvidiaDriverSettings(RoleSettings):
         ),
         examples=["580.95.05"],
     )
+    source_zones: list[str] = Field(
+        default=["management"], description="Zones in which the mirror of NVIDIA's repository is."
+    )
     repository: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s@]+[^/\s@]$",

@@ -13,6 +13,8 @@ from quench import (
     Refused,
     Slices,
     account,
+    allow,
+    download,
     install,
     model_files,
     packages,
@@ -42,6 +44,9 @@ def vllm(settings: VllmSettings, gpus: Gpus, slices: Slices) -> list[Engine]:
                 key=f"vllm_models.{name}",
                 remedy="copy the model there, or set its source and sha256",
             )
+    allow(download("vllm", settings.index_url, settings.source_zones, "Python packages of the engine"))
+    sources = [model.source for model in settings.models.values() if model.source is not None]
+    allow(*(download("vllm", url, settings.source_zones, "models") for url in sources))
     packages(PACKAGES)
     account("vllm", home="/var/lib/vllm")
     for version in host.loop(settings.versions()):

@@ -153,6 +153,9 @@ class VllmSettings(RoleSettings):
     cpu_kv_cache_gib: int = Field(
         default=4, ge=1, description="Memory for the key-value cache when device is `cpu`, in GiB."
     )
+    source_zones: list[str] = Field(
+        default=["management"], description="Zones in which the Python index and the model store are."
+    )
     index_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s@]+$",

@@ -34,7 +34,13 @@ def test_roles_come_in_the_order_of_the_deploy_file(plan: Plan) -> None:
         roles = [name.partition(" | ")[0] for name in host_plan.operations]
         between = nvidia if host == "node4.example.org" else []
         assert [name for name in dict.fromkeys(roles) if name in nvidia] == between
-        assert [name for name in dict.fromkeys(roles) if name not in nvidia] == ["base", "vllm", "nginx", "logrotate"]
+        assert [name for name in dict.fromkeys(roles) if name not in nvidia] == [
+            "base",
+            "vllm",
+            "nginx",
+            "logrotate",
+            "firewall",
+        ]
 
 
 def test_nothing_is_started_before_what_it_needs_is_in_place(plan: Plan) -> None:
@@ -74,9 +80,9 @@ def test_a_host_without_gpus_gets_nothing_of_nvidia(plan: Plan) -> None:
 
 
 def test_a_host_with_gpus_is_asked_what_it_has_before_anything_changes(plan: Plan) -> None:
-    (question,) = plan["node4.example.org"].questions
-    assert "/sys/bus/pci/devices" in question.command
-    assert plan["node1.example.org"].questions == []
+    asked = {host: [question.command for question in host_plan.questions] for host, host_plan in plan.items()}
+    assert any("/sys/bus/pci/devices" in command for command in asked["node4.example.org"])
+    assert not any("/sys/bus/pci/devices" in command for command in asked["node1.example.org"])
 
 
 def test_hosts_with_different_models_are_planned_together(plan: Plan) -> None:
@@ -86,12 +92,24 @@ def test_hosts_with_different_models_are_planned_together(plan: Plan) -> None:
 
 
 def test_a_model_without_a_source_must_be_on_the_host(plan: Plan) -> None:
-    asked = {host: [question.command for question in host_plan.questions] for host, host_plan in plan.items()}
+    asked = {
+        host: [question.command for question in host_plan.questions if "/srv/models" in question.command]
+        for host, host_plan in plan.items()
+    }
     assert asked["node1.example.org"] == []
     assert asked["node3.example.org"] == [
         "test -e /srv/models/llama-3.3-70b/2026-10-01 || echo missing",
         "test -e /srv/models/qwen-coder/7 || echo missing",
     ]
+
+
+def test_the_firewall_comes_last_and_knows_the_flows_of_all_roles(plan: Plan) -> None:
+    roles = {flow.role for flow in plan["node4.example.org"].flows}
+    assert roles == {"base", "nvidia_driver", "container_toolkit", "dcgm_exporter", "vllm", "nginx", "firewall"}
+    for host_plan in plan.values():
+        last = [name for name in host_plan.operations if not name.startswith("firewall | ")][-1]
+        assert position(host_plan.operations, "firewall | ") > host_plan.operations.index(last)
+        assert host_plan.operations[-1] == "firewall | Prove that the new files of firewall let the controller in"
 
 
 def test_every_file_has_one_owner(plan: Plan) -> None:

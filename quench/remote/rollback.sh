@@ -1,0 +1,41 @@
+# Bring the files of a role back to what they were before they were changed, and their units with them.
+#
+# Run by quench-rollback-ROLE.service, a while after install.sh changed the files, unless the controller has proved
+# in between that it still reaches the host. install.sh wrote down in STATE/guard/ROLE:
+#   tree/...  the former files under their absolute paths
+#   absent    paths at which there was none
+#   units     a line for each unit: NAME ACTIVE ENABLED
+#   manifest  the role's former manifest
+# Arguments: ROLE STATE_DIRECTORY
+set -eu
+role=$1 state=$2
+guard=$state/guard/$role
+# Each step is tried, whatever became of the one before.
+set +e
+[ -e "$guard/armed" ] || exit 0
+# A command that the change has cut off may hold the lock for ever: it is waited for, but not long.
+exec 9>/run/quench.lock
+flock --timeout 10 9 || true
+
+(cd "$guard/tree" && find . -type f -o -type l) | while IFS= read -r path; do
+    path=${path#.}
+    mkdir -p "${path%/*}"
+    cp --preserve=all --no-dereference "$guard/tree$path" "$path.quench-old" && mv -fT "$path.quench-old" "$path"
+done
+while IFS= read -r path; do rm -f "$path"; done <"$guard/absent"
+mv -f "$guard/manifest" "$state/manifest/$role"
+
+systemctl daemon-reload
+while read -r unit active enabled; do
+    # The next run starts them anew with whatever files it brings.
+    rm -f "$state/converged/$unit.restart" "$state/converged/$unit.reload"
+    if [ "$enabled" = enabled ]; then systemctl enable --quiet "$unit"; else systemctl disable --quiet "$unit"; fi
+    if [ "$active" = active ]; then systemctl restart "$unit"; else systemctl stop "$unit"; fi
+done <"$guard/units"
+
+logger --tag quench "the files of $role are back to what they were: the controller did not come back in time"
+systemctl disable --quiet "quench-rollback-$role.timer"
+rm -f "/etc/systemd/system/quench-rollback-$role.timer" "/etc/systemd/system/quench-rollback-$role.service"
+rm -rf "$guard"
+systemctl stop --no-block "quench-rollback-$role.timer"
+systemctl daemon-reload

@@ -1,0 +1,50 @@
+"""Bring the firewall into place."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+from pyinfra import host
+
+from quench import WORLD, Problem, Refused, allow, allowed, ask, install, prove, role, service, shell_script
+from quench import packages as install_packages
+from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, packages, ssh
+from roles.firewall.settings import FirewallSettings
+
+_PROBE = Path(__file__).parent / "probe.sh"
+
+
+@role(FirewallSettings)
+def firewall(settings: FirewallSettings) -> None:
+    """Let through what the roles before this one have declared, and nothing else. Last in a deploy file."""
+    allow(ssh(settings))
+    flows = allowed()
+    problems = list(impossible(host.name, settings, flows))
+    if problems:
+        raise Refused(problems)
+    name = host.name
+    ask('echo "$1"', lambda answer: _locked_out(name, settings, answer))
+    ask(shell_script(_PROBE), lambda answer: [Problem(name, *line.split("; ")) for line in answer])
+    install_packages(packages(settings), hold_back=[FIREWALLD])
+    managed = files(settings, flows)
+    install("firewall", managed, guard=settings.rollback_seconds)
+    service(FORWARD, managed)
+    service(FIREWALLD, managed)
+    prove("firewall", guard=settings.rollback_seconds)
+
+
+def _locked_out(name: str, settings: FirewallSettings, answer: list[str]) -> list[Problem]:
+    """Whether the rules would keep out the one who brings them. `answer` is sshd's SSH_CONNECTION."""
+    words = answer[0].split() if answer else []
+    if len(words) != 4:
+        return []  # a connection that sshd does not describe, such as a console
+    client, port = ip_address(words[0]), int(words[3])
+    problems = []
+    if WORLD not in settings.ssh_zones and not any(client in net for net in settings.networks(settings.ssh_zones)):
+        what = f"does not have {client}, from which this run logs in"
+        problems.append(Problem(name, "firewall_ssh_zones", what, "put its network into one of these zones"))
+    if port != settings.ssh_port:
+        what = f"is {settings.ssh_port}, but this run has logged in to port {port}"
+        problems.append(Problem(name, "firewall_ssh_port", what, f"set firewall_ssh_port = {port}"))
+    return problems

@@ -1,0 +1,89 @@
+"""The firewall: one manager, with the rules that the last run brought, and nothing that goes past them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import pytest
+from testinfra.host import Host
+
+if TYPE_CHECKING:
+    from tests.host.conftest import Entry, Unit
+
+ZONES = "/etc/firewalld/zones/"
+
+
+@pytest.fixture(scope="module")
+def zones(host: Host, manifests: dict[str, dict[str, Entry]]) -> dict[str, ElementTree.Element]:
+    """The zones that the last run brought, by name."""
+    files = [path for path in manifests["firewall"] if path.startswith(ZONES)]
+    parsed = {path: ElementTree.fromstring(host.file(path).content_string) for path in files}  # noqa: S314
+    return {path.removeprefix(ZONES).removesuffix(".xml"): zone for path, zone in parsed.items()}
+
+
+def words(host: Host, *options: str) -> set[str]:
+    return set(host.check_output(f"firewall-cmd {' '.join(options)}").split())
+
+
+@pytest.mark.parametrize("name", ["firewalld.service", "quench-forward.service"])
+def test_it_runs_and_comes_back_after_a_reboot(host: Host, unit: Callable[[str], Unit], name: str) -> None:
+    assert host.service(name).is_enabled
+    assert unit(name).property("ActiveState") == "active", unit(name).journal()
+
+
+def test_firewalld_has_loaded_its_configuration(host: Host) -> None:
+    # Else it runs all the same, with rules of its own.
+    assert host.check_output("firewall-cmd --state") == "running"
+
+
+def test_what_is_in_no_zone_is_dropped(host: Host) -> None:
+    assert host.check_output("firewall-cmd --get-default-zone") == "closed"
+    assert host.check_output("firewall-cmd --permanent --zone=closed --get-target") == "DROP"
+
+
+def test_the_kernel_has_the_zones_that_the_files_have(host: Host, zones: dict[str, ElementTree.Element]) -> None:
+    for name, zone in zones.items():
+        assert zone.get("target") == "DROP", name
+        ports = {f"{port.get('port')}/{port.get('protocol')}" for port in zone.findall("port")}
+        assert words(host, f"--zone={name}", "--list-ports") == ports
+        sources = {source.get("address") for source in zone.findall("source")}
+        assert words(host, f"--zone={name}", "--list-sources") == sources
+        assert words(host, f"--zone={name}", "--list-rich-rules") == set()
+
+
+def test_no_other_zone_is_in_use(host: Host, zones: dict[str, ElementTree.Element]) -> None:
+    listed = host.check_output("firewall-cmd --get-active-zones").splitlines()
+    active = {line.split()[0] for line in listed if line and not line.startswith(" ")}
+    # docker binds its own bridge to a zone of its own; what it publishes is not forwarded all the same.
+    assert active - set(zones) <= {"docker"}
+
+
+def test_what_the_host_calls_is_rejected_but_for_its_rules(host: Host) -> None:
+    policy = host.check_output("firewall-cmd --info-policy=outgoing")
+    assert "target: REJECT" in policy
+    assert "ingress-zones: HOST" in policy
+    assert "egress-zones: ANY" in policy
+    assert policy.startswith("outgoing (active)")
+
+
+def test_nothing_is_forwarded(host: Host) -> None:
+    table = host.check_output("nft list table inet quench_forward")
+    assert "hook forward priority filter - 5; policy drop;" in table
+    assert "ct status dnat drop" in table
+
+
+def test_no_other_manager_of_rules_is_there(host: Host) -> None:
+    for name in ("nftables", "netfilter-persistent", "ufw"):
+        service = host.service(f"{name}.service")
+        assert not (service.exists and service.is_enabled and service.is_running), name
+
+
+def test_no_change_waits_to_be_proved(host: Host) -> None:
+    assert host.run("ls /var/lib/quench/guard").stdout == ""
+    assert "quench-rollback" not in host.check_output("systemctl list-timers --all --no-legend")
+
+
+def test_the_forward_unit_is_in_a_sandbox(unit: Callable[[str], Unit]) -> None:
+    assert unit("quench-forward.service").exposure() <= 2.0

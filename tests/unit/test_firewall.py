@@ -1,0 +1,186 @@
+from ipaddress import ip_network
+from xml.etree import ElementTree
+
+import pytest
+
+from quench import Flow
+from roles.firewall import FirewallSettings, files
+from roles.firewall.deploy import _locked_out
+from roles.firewall.files import impossible, ssh
+
+DATA = {
+    "platform": "debian-12",
+    "firewall_zones": {
+        "management": ["10.0.9.0/24", "fd00:9::/64"],
+        "app": ["10.0.1.0/24"],
+        "dmz": [],
+        "inference": ["10.0.30.0/24"],
+    },
+    "firewall_zone": "inference",
+}
+CLIENTS = Flow("nginx", "in", ("app", "dmz"), 443, "clients")
+MIRROR = Flow("base", "out", ("management",), 443, "packages")
+WORLD_OUT = Flow("base", "out", ("world",), 123, "time", "udp")
+WORLD_IN = Flow("nginx", "in", ("world",), 443, "clients")
+
+
+@pytest.fixture
+def found(problems):
+    return lambda **changes: problems(FirewallSettings, DATA | changes)
+
+
+def settings(**changes):
+    return FirewallSettings.load("node1", DATA | changes)
+
+
+def rendered(*flows, **changes):
+    return {file.dest: file.content for file in files(settings(**changes), flows)}
+
+
+def tree(text):
+    return ElementTree.fromstring(text)  # noqa: S314
+
+
+def ports(texts, zone):
+    root = tree(texts[f"/etc/firewalld/zones/{zone}.xml"])
+    return [(port.get("port"), port.get("protocol")) for port in root.findall("port")]
+
+
+def outgoing(texts):
+    rules = tree(texts["/etc/firewalld/policies/outgoing.xml"]).findall("rule")
+    return {
+        (
+            rule.find("destination").get("address") if rule.find("destination") is not None else "everyone",
+            rule.find("port").get("port"),
+            rule.find("port").get("protocol"),
+        )
+        for rule in rules
+        if rule.find("port") is not None and rule.find("port").get("port") not in ("67", "547")
+    }
+
+
+def test_good_settings_have_no_problem(found):
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("zones", "what"),
+    [
+        ({"app": ["0.0.0.0/0"]}, "no part of a house"),
+        ({"app": ["::/0"]}, "no part of a house"),
+        ({"app": ["128.0.0.0/1"]}, "no part of a house"),
+        ({"app": ["10.0.1.1/24"]}, "has host bits set"),
+        ({"app": ["app.example.org"]}, "does not appear to be"),
+        ({"app": ["10.0.0.0/16"], "dmz": ["10.0.3.0/24"]}, "overlap"),
+        ({"app": ["fd00::/48"], "dmz": ["fd00:0:0:7::/64"]}, "overlap"),
+        ({"app": ["10.0.1.0/24", "10.0.1.0/25"]}, "overlap"),
+        ({"world": ["10.0.0.0/16"]}, "not yours to define"),
+        ({"closed": ["10.0.0.0/16"]}, "not yours to define"),
+        ({"a zone": []}, "cannot name a zone"),
+        ({"APP": []}, "cannot name a zone"),
+        ({"a-name-of-18-chars": []}, "cannot name a zone"),
+    ],
+)
+def test_zones_that_are_none_are_refused_with_the_reason(found, zones, what):
+    problems = found(firewall_zones=zones, firewall_zone=next(iter(zones)), firewall_ssh_zones=[next(iter(zones))])
+    assert [what in problem.what for problem in problems] == [True], [str(problem) for problem in problems]
+
+
+def test_zones_that_nobody_defined_are_refused(found):
+    (problem,) = found(firewall_zone="inferense")
+    assert problem.key == "firewall_zone" and "inference" in problem.remedy + problem.what
+    (problem,) = found(firewall_ssh_zones=["managment"])
+    assert problem.key == "firewall_ssh_zones"
+
+
+@pytest.mark.parametrize("reason", ["", "yes", "because -- of XML"])
+def test_a_relaxation_needs_a_reason(found, reason):
+    (problem,) = found(firewall_relaxations={"world-out": reason})
+    assert "has no reason" in problem.what
+
+
+def test_each_zone_gets_the_ports_of_the_flows_that_name_it():
+    texts = rendered(CLIENTS, MIRROR, ssh(settings()))
+    assert ports(texts, "app") == [("443", "tcp")]
+    assert ports(texts, "management") == [("22", "tcp")]
+    assert ports(texts, "inference") == []
+    assert ports(texts, "closed") == []
+    # An empty zone has nothing that firewalld could bind.
+    assert "/etc/firewalld/zones/dmz.xml" not in texts
+
+
+def test_every_zone_drops_what_it_does_not_name():
+    texts = rendered(CLIENTS)
+    targets = {tree(text).get("target") for path, text in texts.items() if "/zones/" in path}
+    assert targets == {"DROP"}
+    assert tree(texts["/etc/firewalld/policies/outgoing.xml"]).get("target") == "REJECT"
+    assert "\nDefaultZone=closed\n" in texts["/etc/firewalld/firewalld.conf"]
+
+
+def test_the_host_calls_the_networks_of_the_zones_that_it_names_and_no_other():
+    assert outgoing(rendered(CLIENTS, MIRROR)) == {("10.0.9.0/24", "443", "tcp"), ("fd00:9::/64", "443", "tcp")}
+
+
+def test_flows_that_say_the_same_are_one_rule_with_both_reasons():
+    # firewalld 1.3.3 warns of a rule that is there twice, and a warning may as well be a rule that it leaves out.
+    other = Flow("vllm", "out", ("management",), 443, "models")
+    text = rendered(MIRROR, other)["/etc/firewalld/policies/outgoing.xml"]
+    assert text.count('<destination address="10.0.9.0/24"/>') == 1
+    assert "base: packages; vllm: models" in text
+    twice = Flow("haproxy", "in", ("app",), 443, "checks")
+    assert ports(rendered(CLIENTS, twice), "app") == [("443", "tcp")]
+
+
+def test_the_world_is_refused_unless_that_is_said():
+    problems = list(impossible("node1", settings(), [WORLD_OUT, WORLD_IN, MIRROR]))
+    assert [problem.key for problem in problems] == ["firewall_relaxations"] * 2
+    assert "opens port 123 of the whole world: time" in problems[0].what
+    assert "world-out" in problems[0].remedy
+    assert "world-in" in problems[1].remedy
+
+
+def test_a_relaxation_stands_in_the_files_with_its_reason():
+    relaxed = {"world-out": "no time server yet, change 4711", "world-in": "a public demo, change 4712"}
+    assert list(impossible("node1", settings(firewall_relaxations=relaxed), [WORLD_OUT, WORLD_IN])) == []
+    texts = rendered(WORLD_OUT, WORLD_IN, firewall_relaxations=relaxed)
+    assert ("everyone", "123", "udp") in outgoing(texts)
+    assert "RELAXED, world-out: no time server yet, change 4711" in texts["/etc/firewalld/policies/outgoing.xml"]
+    assert ports(texts, "closed") == [("443", "tcp")]
+    assert "RELAXED, world-in: a public demo, change 4712" in texts["/etc/firewalld/zones/closed.xml"]
+
+
+def test_without_flows_of_the_world_nothing_is_called_relaxed():
+    relaxed = {"world-out": "left over from before"}
+    assert not any("RELAXED" in text for text in rendered(MIRROR, firewall_relaxations=relaxed).values())
+
+
+def test_a_flow_to_a_zone_that_nobody_defined_is_refused_with_role_and_reason():
+    (problem,) = impossible("node1", settings(), [Flow("dcgm_exporter", "in", ("monitoring",), 9400, "GPU counters")])
+    assert problem.what == "dcgm_exporter has a flow from 'monitoring': GPU counters"
+    assert problem.remedy == "define monitoring, if only as an empty list"
+
+
+def test_the_controller_has_to_be_in_a_zone_that_may_log_in():
+    assert _locked_out("node1", settings(), ["10.0.9.7 50000 10.0.30.11 22"]) == []
+    assert _locked_out("node1", settings(), ["fd00:9::7 50000 fd00:30::b 22"]) == []
+    (problem,) = _locked_out("node1", settings(), ["10.0.1.7 50000 10.0.30.11 22"])
+    assert problem.key == "firewall_ssh_zones" and "10.0.1.7" in problem.what
+
+
+def test_the_port_that_is_logged_in_to_has_to_stay_open():
+    (problem,) = _locked_out("node1", settings(firewall_ssh_port=2222), ["10.0.9.7 50000 10.0.30.11 22"])
+    assert (problem.key, problem.remedy) == ("firewall_ssh_port", "set firewall_ssh_port = 22")
+
+
+def test_with_everyone_let_in_the_controller_is_so_too():
+    everyone = settings(firewall_ssh_zones=["world"], firewall_relaxations={"world-in": "bastion is elsewhere"})
+    assert _locked_out("node1", everyone, ["203.0.113.9 50000 10.0.30.11 22"]) == []
+
+
+def test_a_console_is_no_connection_that_could_be_cut():
+    assert _locked_out("node1", settings(), []) == []
+
+
+def test_networks_of_several_zones_come_sorted():
+    networks = settings().networks(["management", "app"])
+    assert networks == [ip_network("10.0.1.0/24"), ip_network("10.0.9.0/24"), ip_network("fd00:9::/64")]
