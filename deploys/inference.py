@@ -9,6 +9,7 @@ from roles.container_toolkit import container_toolkit
 from roles.dcgm import dcgm
 from roles.dcgm_exporter import dcgm_exporter
 from roles.firewall import firewall
+from roles.hardening import hardening
 from roles.logrotate import logrotate
 from roles.mig import mig
 from roles.nginx import nginx
@@ -20,9 +21,9 @@ apt_sources = base()
 gpus = nvidia_driver(apt_sources)
 slices = mig(gpus)
 container_toolkit(gpus, apt_sources)
-host_engine = dcgm(gpus)
-dcgm_exporter(host_engine)
+dcgm_exporter(dcgm(gpus))
 engines = vllm(gpus, slices)
 nginx_logs = nginx(engines)
-logrotate(nginx_logs)
+sudo_logs = hardening(engines)
+logrotate(nginx_logs, sudo_logs)
 firewall()

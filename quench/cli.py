@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 from pyinfra.api.exceptions import PyinfraError
 
-from quench import ca
+from quench import ca, flow_picture
 from quench.files import CHECKOUT
+from quench.flows import counted, matrix, table, to_json
 from quench.lab import fleet
 from quench.lab import state as lab_state
 from quench.lab.gpus import PROFILES
@@ -94,6 +95,44 @@ def render(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], out
         raise Refused(problems)
     count = write_tree(plan, out)
     click.echo(f"{count} files for {len(plan)} host{'s' if len(plan) != 1 else ''} in {out}")
+
+
+@main.command()
+@_inventory
+@_deploys
+@_limit
+@click.option("--json", "as_json", is_flag=True, help="Print zones, hosts and flows as JSON.")
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it into this file, for A4 landscape."
+)
+def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_json: bool, svg: Path | None) -> None:
+    """Show who may call whom: all flows between zones and hosts. Needs no network.
+
+    \b
+    Example: quench flows inventories/prod.py deploys/inference.py
+             quench flows inventories/prod.py deploys/inference.py --svg flows.svg
+
+    Roles declare what has to pass, with the reason; the firewall lets that through and nothing else. This is
+    the sum over all hosts, for the auditor. FROM is who opens the connection, PORT is at TO, HOSTS are those
+    whose firewall lets it through. A line with `!` goes from or to the world, which is a relaxation.
+    """
+    if as_json and svg is not None:
+        raise click.UsageError("--json and --svg are two outputs; choose one")
+    plan = make_plan(load_inventory(inventory), deploys, limit=limit)
+    problems = offline_problems(plan, inventory)
+    if problems:
+        raise Refused(problems)
+    found = matrix(plan)
+    if as_json:
+        click.echo(to_json(found))
+    elif svg is not None:
+        svg.parent.mkdir(parents=True, exist_ok=True)
+        svg.write_text(flow_picture.draw(found), encoding="utf-8")
+        click.echo(f"{counted(len(found.rows), 'flow')} of {counted(len(found.hosts), 'host')} in {svg}")
+    else:
+        for line in table(found):
+            # click takes colours out again where no terminal shows them.
+            click.echo(click.style(line, fg="yellow") if line.startswith("!") else line)
 
 
 @main.command()

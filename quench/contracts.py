@@ -16,11 +16,12 @@ class Route:
 
 @dataclass(frozen=True)
 class Engine:
-    """A model that is served on this host's loopback address."""
+    """A model that is served on this host's loopback address, by processes of a group."""
 
     model: str
     port: int
     routes: tuple[Route, ...]
+    group: str = "root"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ def prove(role: str, *, guard: int) -> None:
 
 @operation()
 def _prove(role: str, guard: int) -> Generator[StringCommand | FunctionCommand, None, None]:
-    if context.host.get_fact(facts.Lines, command=f"ls -d {STATE_DIRECTORY}/guard/{role} 2>/dev/null; true"):
+    # Without sudo, which may be what the new files have taken away.
+    timer = f"/etc/systemd/system/quench-rollback-{role}.timer"
+    if context.host.get_fact(facts.Lines, command=f"ls {timer} 2>/dev/null; true", _sudo=False):
         yield FunctionCommand(_log_in_anew, (role, guard), {})
 
 

@@ -34,7 +34,7 @@ _LOCKED = (
 )
 
 
-def install(role: str, managed: Sequence[Managed], *, guard: int | None = None) -> None:
+def install(role: str, managed: Sequence[Managed], *, guard: int | None = None, beside: Sequence[str] = ()) -> None:
     """Bring all files of a role into place in one operation.
 
     What differs goes to the host in one stream, is checked there by the checks of the changed files, and
@@ -43,16 +43,17 @@ def install(role: str, managed: Sequence[Managed], *, guard: int | None = None) 
     Args:
         guard: seconds after which the host brings the former files back by itself, and restarts the units that
             they name, unless `prove` has found before that the controller still gets in.
+        beside: paths of the distribution that the role changes in place afterwards, and that go back as well.
     """
     plan = recording()
     if plan is not None:
         plan.files.extend(item for item in managed if isinstance(item, ManagedFile))
         plan.directories.extend(item for item in managed if isinstance(item, ManagedDirectory))
-    _install(name=f"Install the files of {role}", role=role, managed=list(managed), guard=guard)
+    _install(name=f"Install the files of {role}", role=role, managed=list(managed), guard=guard, beside=list(beside))
 
 
 @operation()
-def _install(role: str, managed: list[Managed], guard: int | None = None) -> Commands:
+def _install(role: str, managed: list[Managed], guard: int | None = None, beside: Sequence[str] = ()) -> Commands:
     wanted = {item.dest: _entry(item) for item in managed}
     files = {path: entry for path, entry in wanted.items() if entry.sha256}
     state = context.host.get_fact(
@@ -65,7 +66,8 @@ def _install(role: str, managed: list[Managed], guard: int | None = None) -> Com
     gone = sorted(set(state.manifest) - set(wanted))
     if changed or gone or state.manifest != files:
         units = sorted({unit for item in managed if isinstance(item, ManagedFile) for unit in _units(item)})
-        archive = _archive(changed, gone, files, None if guard is None else units)
+        guarded = {} if guard is None else {"guarded": units, "beside": beside}
+        archive = _archive(changed, gone, files, guarded)
         # On standard input: secrets show up neither in a process list nor in pyinfra's output.
         yield _script("install.sh", role, STATE_DIRECTORY, NEW_SUFFIX, f"{guard or ''}", stdin=archive)
 
@@ -84,7 +86,7 @@ def _in_place(path: str, wanted: Entry, state: RoleState) -> bool:
 
 
 def _archive(
-    changed: Sequence[Managed], gone: Sequence[str], files: dict[str, Entry], guarded: list[str] | None
+    changed: Sequence[Managed], gone: Sequence[str], files: dict[str, Entry], guarded: Mapping[str, Sequence[str]]
 ) -> str:
     meta, checks, stamps = [], set[str](), set[str]()
     buffer = io.BytesIO()
@@ -109,8 +111,9 @@ def _archive(
             ("manifest", manifest),
         ):
             _add(tar, name, "".join(f"{line}\n" for line in lines).encode())
-        if guarded is not None:
-            _add(tar, "guarded", "".join(f"{unit}\n" for unit in guarded).encode())
+        for name, words in guarded.items():
+            _add(tar, name, "".join(f"{word}\n" for word in words).encode())
+        if guarded:
             _add(tar, "rollback", _stripped(_REMOTE / "rollback.sh").encode())
         for path in gone:
             # The folder of a file to hide must be there for the overlay.
@@ -155,7 +158,7 @@ def _service(unit: str, managed: list[Managed]) -> Commands:
     steps = []
     if must_restart or properties.get("NeedDaemonReload") == "yes":
         steps.append("systemctl daemon-reload")
-    if must_restart or properties.get("UnitFileState") != "enabled":
+    if must_restart or properties.get("UnitFileState") not in ("enabled", "static"):
         # `packages` masks a new service until its configuration is in place.
         steps.append(f"systemctl unmask --runtime --quiet {quoted}")
         steps.append(f"systemctl enable --quiet {quoted}")
@@ -279,24 +282,28 @@ def _manager() -> str:
     return "dnf" if context.host.data.get("platform", "").startswith("rhel") else "apt"
 
 
-def account(user: str, *, home: str, shell: str = "/usr/sbin/nologin", groups: Sequence[str] = ()) -> None:
+def account(
+    user: str, *, home: str, shell: str = "/usr/sbin/nologin", groups: Sequence[str] = (), person: bool = False
+) -> None:
     """Have a user with a locked password and a group of its own.
 
     Args:
         home: home folder; it is not created.
         groups: supplementary groups, which the user is added to and never removed from.
+        person: a number for people, and not one for services, if the user is made.
     """
-    _account(name=f"Have the user {user}", user=user, home=home, shell=shell, groups=list(groups))
+    _account(name=f"Have the user {user}", user=user, home=home, shell=shell, groups=list(groups), person=person)
 
 
 @operation()
-def _account(user: str, home: str, shell: str, groups: list[str]) -> Commands:
+def _account(user: str, home: str, shell: str, groups: list[str], person: bool = False) -> Commands:
     present = context.host.get_fact(facts.Account, user=user)
     quoted = shlex.quote(user)
     attributes = f"--home-dir {shlex.quote(home)} --shell {shlex.quote(shell)}"
     if not present:
         yield _change(
-            f"id -u {quoted} >/dev/null 2>&1 || useradd --system --user-group --no-create-home {attributes} {quoted}"
+            f"id -u {quoted} >/dev/null 2>&1 || "
+            f"useradd {'' if person else '--system '}--user-group --no-create-home {attributes} {quoted}"
         )
     elif (present["home"], present["shell"]) != (home, shell):
         yield _change(f"usermod {attributes.replace('--home-dir', '--home')} {quoted}")

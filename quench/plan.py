@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import pyinfra
 from pyinfra import context
@@ -62,6 +62,8 @@ Plan = dict[str, HostPlan]
 
 _recording: WeakKeyDictionary[Host, HostPlan] = WeakKeyDictionary()
 _flows: WeakKeyDictionary[Host, list[Flow]] = WeakKeyDictionary()
+# Hosts whose firewall is made already.
+_closed: WeakSet[Host] = WeakSet()
 
 
 def recording() -> HostPlan | None:
@@ -155,12 +157,26 @@ def _current_host() -> Host:
 
 
 def allow(*flows: Flow) -> None:
-    """Declare what has to pass between the current host and others. The firewall lets nothing else through."""
-    _flows.setdefault(_current_host(), []).extend(flows)
+    """Declare what has to pass between the current host and others. The firewall lets nothing else through.
+
+    Raises:
+        Refused: if the firewall is in place already, and would know nothing of it.
+    """
+    host = _current_host()
+    if host in _closed:
+        what = f"{flows[0].role} comes after the firewall, which would not let it through: {flows[0].why}"
+        raise Refused([Problem(host.name, "deploy", what, "put firewall() last in the deploy file")])
+    _flows.setdefault(host, []).extend(flows)
 
 
-def allowed() -> list[Flow]:
-    """What the roles so far have declared for the current host."""
+def allowed(*, last: bool = False) -> list[Flow]:
+    """What the roles so far have declared for the current host.
+
+    Args:
+        last: the firewall is made of these; nothing may be declared after them.
+    """
+    if last:
+        _closed.add(_current_host())
     return sorted(set(_flows.get(_current_host(), [])))
 
 

@@ -25,3 +25,10 @@ firewall_zones = {
 
 # Administrators, and the machine that runs Quench, log in from here. A run from elsewhere is refused.
 firewall_ssh_zones = ["management"]
+
+# --- hardening: SSH, passwords, kernel, audit ------------------------------------------------------------------
+
+# The defaults are the strict ones. What a host cannot do with is relaxed by name and with a reason, which stands in
+# the rendered file. Anything that could cut the controller off goes back by itself unless a new login works.
+# hardening_relaxations = {"tcp-forwarding": "jump host of the management zone, change 4711"}
+hardening_ssh_users = []

@@ -7,6 +7,7 @@
 #   stamps    a line for each stamp that is no longer true
 #   manifest  all files of the role, as they shall be: SHA256 MODE OWNER GROUP PATH
 #   guarded   units that go back with the files; with it:
+#   beside    files of the distribution that the role changes after this, and that go back as well
 #   rollback  the script that brings the former files back
 # Arguments: ROLE STATE_DIRECTORY NEW_SUFFIX GUARD_SECONDS
 # GUARD_SECONDS: a while after which the former files come back, unless the timer is stopped before. Empty: never.
@@ -66,7 +67,8 @@ if [ -n "$guard_seconds" ]; then
     touch "$guard/absent" "$guard/units" "$state/manifest/$role"
     # Of a run before this one that was not proved, the older state is the one to go back to.
     [ -e "$guard/manifest" ] || cp "$state/manifest/$role" "$guard/manifest"
-    cat "$state/manifest/$role" "$stage/manifest" | cut -d' ' -f5- | sort -u | while IFS= read -r path; do
+    cat "$state/manifest/$role" "$stage/manifest" | cut -d' ' -f5- | cat - "$stage/beside" | sort -u |
+    while IFS= read -r path; do
         if [ -e "$guard/tree$path" ] || grep -qxF -e "$path" "$guard/absent"; then
             continue
         elif [ -e "$path" ]; then

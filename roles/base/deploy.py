@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quench import account, allow, install, packages, role, service
+from quench import account, allow, install, packages, prove, role, service
 from roles.base.files import CHRONY, files, flows, sources, sources_folder
 from roles.base.settings import BaseSettings
 
@@ -18,8 +18,10 @@ def base(settings: BaseSettings) -> str:
     allow(*flows(settings))
     install("base-sources", sources(settings))
     packages(PACKAGES)
-    account(settings.admin_user, home=f"/home/{settings.admin_user}", shell="/bin/bash", groups=["sudo"])
+    home = f"/home/{settings.admin_user}"
+    account(settings.admin_user, home=home, shell="/bin/bash", groups=["sudo"], person=True)
     managed = files(settings)
-    install("base", managed)
+    install("base", managed, guard=settings.rollback_seconds)
+    prove("base", guard=settings.rollback_seconds)
     service(CHRONY, managed)
     return sources_folder(settings)

@@ -25,6 +25,12 @@ class BaseSettings(RoleSettings):
         examples=[["ssh-ed25519 AAAAC3... ops@example.org"]],
         min_length=1,
     )
+    rollback_seconds: int = Field(
+        default=60,
+        ge=10,
+        le=600,
+        description="Seconds after which the host goes back to its former files, if the controller does not get in.",
+    )
     apt_mirror: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s@]+[^/\s@]$",

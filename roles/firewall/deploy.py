@@ -19,7 +19,7 @@ _PROBE = Path(__file__).parent / "probe.sh"
 def firewall(settings: FirewallSettings) -> None:
     """Let through what the roles before this one have declared, and nothing else. Last in a deploy file."""
     allow(ssh(settings))
-    flows = allowed()
+    flows = allowed(last=True)
     problems = list(impossible(host.name, settings, flows))
     if problems:
         raise Refused(problems)

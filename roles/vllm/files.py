@@ -32,7 +32,7 @@ def environment_folder(version: str) -> str:
 
 def engines(settings: VllmSettings) -> list[Engine]:
     """What this host serves, for the proxy in front of it."""
-    return [Engine(name, model.port, ROUTES) for name, model in settings.models.items()]
+    return [Engine(name, model.port, ROUTES, group="vllm") for name, model in settings.models.items()]
 
 
 def files(settings: VllmSettings) -> list[Managed]:

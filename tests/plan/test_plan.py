@@ -38,6 +38,7 @@ def test_roles_come_in_the_order_of_the_deploy_file(plan: Plan) -> None:
             "base",
             "vllm",
             "nginx",
+            "hardening",
             "logrotate",
             "firewall",
         ]

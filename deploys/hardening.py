@@ -1,0 +1,16 @@
+"""Hardening and firewall alone: for hosts whose services are not Quench's business.
+
+pyinfra inventories/prod.py deploys/hardening.py
+"""
+
+from quench import preflight
+from roles.base import base
+from roles.firewall import firewall
+from roles.hardening import hardening
+from roles.logrotate import logrotate
+
+preflight()
+base()
+sudo_logs = hardening()
+logrotate(sudo_logs)
+firewall()

@@ -1,0 +1,68 @@
+# What belongs to the distribution and is changed in place. Arguments: ask|mend COMPILERS_GROUP PASSWORD_DAYS
+# `ask` prints a line for each thing that is amiss and changes nothing; `mend` mends these.
+mode=$1 compilers=$2 password_days=$3
+
+item() { # NAME TEST MEND
+    eval "$2" && return
+    if [ "$mode" = ask ]; then echo "$1"; else eval "$3"; fi
+}
+setting() { # FILE KEY VALUE, as in login.defs(5)
+    item "$1: $2" "grep -Eqs '^$2[[:space:]]+$3\$' $1" \
+        "sed -i '/^[#[:space:]]*$2[[:space:]]/d' $1 && echo '$2 $3' >>$1"
+}
+line() { # FILE LINE
+    item "$1: $2" "grep -qsxF '$2' $1" "echo '$2' >>$1"
+}
+
+setting /etc/login.defs PASS_MAX_DAYS "$password_days"
+setting /etc/login.defs PASS_MIN_DAYS 1
+setting /etc/login.defs PASS_WARN_AGE 7
+setting /etc/login.defs UMASK 027
+setting /etc/login.defs HOME_MODE 0750
+setting /etc/login.defs ENCRYPT_METHOD YESCRYPT
+setting /etc/login.defs SHA_CRYPT_MIN_ROUNDS 65536
+setting /etc/login.defs SHA_CRYPT_MAX_ROUNDS 65536
+item 'useradd: INACTIVE' "useradd -D | grep -qx INACTIVE=30" "useradd -D -f 30"
+line /etc/profile 'umask 027'
+line /etc/bash.bashrc 'umask 027'
+
+# su is for nobody: sudo says who it was. [CIS 5.2.7]
+item 'group sugroup' 'getent group sugroup >/dev/null' 'groupadd --system sugroup'
+line /etc/pam.d/su 'auth required pam_wheel.so use_uid group=sugroup'
+
+item 'PAM' 'grep -qs pam_faillock.so /etc/pam.d/common-auth && grep -qs pam_pwhistory.so /etc/pam.d/common-password' \
+    'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable quench-faillock quench-faillock-notify quench-pwhistory pwquality'
+
+# Accounts of services have no shell, and what people's shells read is theirs alone. [CIS 5.4.2, 7.2]
+getent passwd | while IFS=: read -r user _ uid _ _ home shell; do
+    if [ "$uid" -lt 1000 ] && [ "$user" != root ]; then
+        case $shell in
+        */nologin | */false | */sync) ;;
+        # Whoever logs in with a key is a person, whatever the number.
+        *) [ -s "$home/.ssh/authorized_keys" ] || item "$user: shell" false "usermod --shell /usr/sbin/nologin $user" ;;
+        esac
+    elif [ "$uid" -ge 1000 ] && [ "$uid" -lt 60000 ]; then
+        for file in "$home"/.[!.]*; do
+            [ -f "$file" ] && [ ! -L "$file" ] || continue
+            item "$file: mode" "[ -z \"\$(find '$file' -perm /0137)\" ]" "chmod u-x,g-wx,o-rwx '$file'"
+        done
+    fi
+done
+
+# Triton and Inductor compile at run time, DKMS as root: compilers are for these alone. [lynis HRDN-7222]
+if getent group "$compilers" >/dev/null; then
+    for name in as cc gcc g++ c++ ld; do
+        file=$(readlink -f "/usr/bin/$name") || continue
+        [ -f "$file" ] || continue
+        item "$file: mode" "[ \"\$(stat -c '%a %G' $file)\" = '750 $compilers' ]" \
+            "dpkg-statoverride --quiet --force-statoverride-add --update --add root $compilers 0750 $file"
+    done
+fi
+
+# Keys of the whole kernel are the machine's, and not a container's.
+if ! systemd-detect-virt --quiet --container; then
+    sed -n 's/^\([a-z].*\) = \(.*\)$/\1 \2/p' /etc/sysctl.d/99-zz-quench.conf | while read -r key value; do
+        file=/proc/sys/$(echo "$key" | tr . /)
+        item "$key" "[ ! -e $file ] || [ \"\$(cat $file)\" = '$value' ]" "sysctl --quiet --write '$key=$value'"
+    done
+fi

@@ -1,0 +1,74 @@
+"""Settings of the hardening role."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from quench.settings import RoleSettings
+
+Relaxation = Literal["password-login", "root-login", "tcp-forwarding"]
+
+
+class HardeningSettings(RoleSettings):
+    """SSH, passwords, kernel, audit: as strict as an inference node allows. The firewall is a role of its own."""
+
+    prefix: ClassVar[str] = "hardening"
+
+    ssh_users: list[str] = Field(
+        default=[],
+        description="Users who may log in by SSH. Empty: everyone who has a key on the host.",
+        examples=[["ops", "deploy"]],
+    )
+    ssh_port: int = Field(default=22, ge=1, le=65535, description="TCP port of sshd. firewall_ssh_port goes with it.")
+    rollback_seconds: int = Field(
+        default=60,
+        ge=10,
+        le=600,
+        description="Seconds after which the host goes back to its former files, if the controller does not get in.",
+    )
+    banner: str = Field(
+        default="Authorized use only. Activity on this system is recorded.",
+        description="Text before each login. It names neither the operator nor the system.",
+    )
+    password_days: int = Field(default=365, ge=1, le=365, description="Days after which a password has to be changed.")
+    journal_days: int = Field(default=365, ge=1, description="Days after which the journal's entries are deleted.")
+    journal_mebibytes: int = Field(default=4096, ge=64, description="Room for the journal, in MiB.")
+    audit_paths: dict[str, str] = Field(
+        default={},
+        description="Further files and folders whose changes are recorded by auditd, each with the key of its records.",
+        examples=[{"/etc/company": "company"}],
+    )
+    relaxations: dict[Relaxation, str] = Field(
+        default={},
+        description=(
+            "What is relaxed, with the reason, which is rendered for the auditor. `password-login`: SSH by password; "
+            "`root-login`: root by key; `tcp-forwarding`: the host is a way to others."
+        ),
+        examples=[{"tcp-forwarding": "jump host of the management zone, change 4711"}],
+    )
+
+    @field_validator("relaxations")
+    @classmethod
+    def _relaxations_have_reasons(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, reason in value.items():
+            if len(reason.split()) < 2 or "\n" in reason:
+                raise ValueError(f"{name} has no reason; say why, in a few words, for the auditor")
+        return value
+
+    @field_validator("banner")
+    @classmethod
+    def _banner_is_plain(cls, value: str) -> str:
+        # agetty(8): a backslash would print the system's name and version.
+        if "\\" in value or not value.isascii():
+            raise ValueError("holds a backslash or more than ASCII; agetty would take it for something else")
+        return value
+
+    @field_validator("audit_paths")
+    @classmethod
+    def _audit_paths_are_paths(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for path, key in value.items():
+            if not path.startswith("/") or any(letter.isspace() for letter in path + key) or not key:
+                raise ValueError(f"{path!r} with key {key!r} is no rule; give an absolute path and a word, no spaces")
+        return value

@@ -1,0 +1,122 @@
+"""The hardening: what sshd, PAM and sudo make of the files, and not what stands in them."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from testinfra.host import Host
+
+if TYPE_CHECKING:
+    from tests.host.conftest import Entry, Unit
+
+
+@pytest.fixture(scope="module")
+def sshd(host: Host) -> dict[str, str]:
+    """sshd's settings as they are in force, whichever file they come from."""
+    lines = host.check_output("sshd -T").splitlines()
+    return {key: value for key, _, value in (line.partition(" ") for line in lines)}
+
+
+@pytest.fixture(scope="module")
+def relaxed(host: Host) -> set[str]:
+    """What is relaxed on this host, by the comments that say so."""
+    text = host.file("/etc/ssh/sshd_config.d/00-quench.conf").content_string
+    return {line.split()[2].rstrip(":") for line in text.splitlines() if line.startswith("# RELAXED, ")}
+
+
+def test_sshd_lets_nobody_in_by_password(sshd: dict[str, str], relaxed: set[str]) -> None:
+    if "password-login" not in relaxed:
+        assert sshd["passwordauthentication"] == "no"
+    assert sshd["kbdinteractiveauthentication"] == "no"
+    assert sshd["permitemptypasswords"] == "no"
+
+
+def test_root_does_not_log_in(sshd: dict[str, str], relaxed: set[str]) -> None:
+    assert sshd["permitrootlogin"] == ("without-password" if "root-login" in relaxed else "no")
+
+
+def test_the_host_forwards_for_nobody(sshd: dict[str, str], relaxed: set[str]) -> None:
+    if "tcp-forwarding" not in relaxed:
+        assert sshd["allowtcpforwarding"] == "no"
+    for key in ("x11forwarding", "allowagentforwarding", "permittunnel", "gatewayports"):
+        assert sshd[key] == "no", key
+
+
+def test_sshd_has_no_weak_cipher(sshd: dict[str, str]) -> None:
+    assert not [name for name in sshd["ciphers"].split(",") if "cbc" in name or "3des" in name or "ctr" in name]
+    assert all(name.endswith("-etm@openssh.com") for name in sshd["macs"].split(","))
+
+
+def test_sshd_runs_with_the_files_that_are_there(unit: Callable[[str], Unit]) -> None:
+    assert unit("ssh.service").property("ActiveState") == "active", unit("ssh.service").journal()
+
+
+def test_too_many_failures_lock_an_account(host: Host) -> None:
+    lines = [line.split() for line in host.file("/etc/pam.d/common-auth").content_string.splitlines()]
+    modules = [next((word for word in line if word.endswith(".so")), "") for line in lines if "#" not in line[:1]]
+    faillock = [number for number, name in enumerate(modules) if name == "pam_faillock.so"]
+    # Asked before the password, and told of a wrong one after it.
+    assert len(faillock) == 2
+    assert faillock[0] < modules.index("pam_unix.so") < faillock[1]
+
+
+def test_new_passwords_have_to_be_good_and_new(host: Host) -> None:
+    text = host.file("/etc/pam.d/common-password").content_string
+    assert text.index("pam_pwquality.so") < text.index("pam_pwhistory.so") < text.index("pam_unix.so")
+
+
+def test_a_password_that_is_bad_is_refused(host: Host) -> None:
+    if not host.exists("pwscore"):
+        pytest.skip("no pwscore on this host")
+    assert host.run("echo Summer2026 | pwscore").rc != 0
+
+
+def test_what_sudo_did_is_written_down(host: Host) -> None:
+    assert "log_file" in host.check_output("sudo -V | tr ' ' '_'") or host.file("/var/log/sudo.log").exists
+
+
+def test_nobody_dumps_core(host: Host) -> None:
+    assert host.check_output("su -s /bin/sh nobody -c 'ulimit -H -c' 2>/dev/null || echo 0") == "0"
+
+
+def test_accounts_of_services_have_no_shell(host: Host) -> None:
+    rows = [line.split(":") for line in host.check_output("getent passwd").splitlines()]
+    shells = {row[0]: row[6] for row in rows if int(row[2]) < 1000 and row[0] not in ("root", "sync")}
+    keyed = {row[0] for row in rows if host.file(f"{row[5]}/.ssh/authorized_keys").exists}
+    bad = {name: shell for name, shell in shells.items() if not shell.endswith(("/nologin", "/false"))}
+    assert set(bad) <= keyed
+
+
+def test_compilers_are_for_the_engine_alone(host: Host, manifests: dict[str, dict[str, Entry]]) -> None:
+    if "vllm" not in manifests:
+        pytest.skip("no engine on this host")
+    mode = host.file(host.check_output("readlink -f /usr/bin/gcc")).mode
+    assert not mode & (stat.S_IRWXO)
+    assert host.run("su -s /bin/sh vllm -c 'gcc --version'").rc == 0
+    assert host.run("su -s /bin/sh nobody -c 'gcc --version'").rc != 0
+
+
+def test_the_journal_is_kept_over_a_reboot(host: Host) -> None:
+    assert host.file("/var/log/journal").is_directory
+
+
+def test_the_rules_of_the_audit_are_loaded(host: Host, unit: Callable[[str], Unit]) -> None:
+    if host.run("systemd-detect-virt --container --quiet").rc == 0:
+        pytest.skip("the kernel's audit belongs to the machine that this container is on")
+    assert unit("auditd.service").property("ActiveState") == "active"
+    assert "-k units" in host.check_output("auditctl -l").replace("-F key=", "-k ")
+
+
+def test_settings_of_the_kernel_are_in_force(host: Host) -> None:
+    if host.run("systemd-detect-virt --container --quiet").rc == 0:
+        pytest.skip("the kernel's settings belong to the machine that this container is on")
+    text = host.file("/etc/sysctl.d/99-zz-quench.conf").content_string
+    for key, value in (line.split(" = ") for line in text.splitlines() if " = " in line):
+        assert host.check_output("sysctl --values %s", key) == value, key
+
+
+def test_no_change_waits_to_be_proved(host: Host) -> None:
+    assert host.run("ls /var/lib/quench/guard").stdout == ""

@@ -1,0 +1,252 @@
+"""Locking oneself out: each way is refused beforehand, or undone by the host itself while nobody gets in.
+
+The hosts are worked on at the same time: most of it is waiting for their timers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpus import hosts_of
+from support import Node, Run, pyinfra_command, run_pyinfra, write_inventory
+from test_interrupted import kill_command
+
+from quench.lab import fleet
+from quench.lab.state import HostSpec
+
+DEPLOY = "deploys/hardening.py"
+# As short as the settings allow: the tests wait for it.
+ROLLBACK = {f"{role}_rollback_seconds": 10 for role in ("base", "hardening", "firewall")}
+ELSEWHERE = {"management": ["192.0.2.0/24"], "inference": ["198.51.100.0/24"]}
+
+
+@dataclass
+class Outcome:
+    """What became of a host that somebody tried to lock himself out of."""
+
+    run: Run
+    before: str
+    after: str
+    reached: bool
+    pending: str
+    rollbacks: int
+
+
+Attempt = Callable[[Node, Path], Run]
+
+
+def provision(node: Node, folder: Path, **changes: Any) -> Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    inventory = write_inventory(folder, {"*": {**ROLLBACK, **changes}}, [node.name])
+    return run_pyinfra(node, "-y", inventory=inventory, deploy=DEPLOY, timeout=120)
+
+
+def setting(**changes: Any) -> Attempt:
+    """A run with settings that would cut the controller off."""
+    return lambda node, folder: provision(node, folder, **changes)
+
+
+def as_administrator(**changes: Any) -> Attempt:
+    """The same, by the administrator's own login, on which the role base decides."""
+    return lambda node, folder: provision(node, folder, ssh_user="ops", **changes)
+
+
+def with_fault(path: str, text: str, **changes: Any) -> Attempt:
+    """A run on a host where a file of somebody else stands in the way; it is taken away afterwards."""
+
+    def attempt(node: Node, folder: Path) -> Run:
+        node.root(f"mkdir -p {Path(path).parent} && printf '%s\\n' '{text}' >{path} && systemctl daemon-reload")
+        run = provision(node, folder, **changes)
+        wait_for(lambda: reached(node) and not pending(node))
+        node.root(f"rm {path} && systemctl daemon-reload && systemctl reset-failed && systemctl restart firewalld")
+        return run
+
+    return attempt
+
+
+def killed(reboot: bool) -> Attempt:
+    """A run that dies after the new files are there, and before it has proved that they let it in."""
+
+    def attempt(node: Node, folder: Path) -> Run:
+        folder.mkdir(parents=True, exist_ok=True)
+        inventory = write_inventory(folder, {"*": {**ROLLBACK, "hardening_ssh_users": ["nobody"]}}, [node.name])
+        # The ninth operation is the one after the files of hardening.
+        hit = kill_command(node, pyinfra_command(inventory, "-y", deploy=DEPLOY), operations=9, seconds=0.0)
+        assert hit and pending(node) == "hardening"
+        if reboot:
+            node.root("systemctl --no-block reboot")
+        return Run(-9, "", "")
+
+    return attempt
+
+
+def reached(node: Node) -> bool:
+    """Whether a new login works, by sshd and through the firewall."""
+    words = fleet.ssh_command(node.lab, node.name)
+    words[1:1] = ["-o", "ConnectTimeout=2", "-o", "BatchMode=yes"]
+    return subprocess.run([*words, "sudo -n true"], capture_output=True, check=False, timeout=20).returncode == 0
+
+
+def pending(node: Node) -> str:
+    return node.root("ls /var/lib/quench/guard 2>/dev/null; true").strip()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 40.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(1)
+    return False
+
+
+# Attempt, and what the run says about it. An empty text: the run was killed and says nothing.
+REFUSED = {
+    "the controller is in no zone": (
+        setting(firewall_zones=ELSEWHERE, firewall_zone="inference", base_service_zones=["inference"]),
+        "from which this run logs in; put its network into one of these zones",
+    ),
+    "the controller's zone may not log in": (
+        setting(firewall_ssh_zones=["app"]),
+        "from which this run logs in; put its network into one of these zones",
+    ),
+    "sshd's port is another one": (
+        setting(firewall_ssh_port=2222),
+        "but this run has logged in to port 22; set firewall_ssh_port = 22",
+    ),
+    "a zone of somebody else binds an interface": (
+        with_fault(
+            "/etc/firewalld/zones/extra.xml", '<zone><interface name="eth0"/></zone>', firewall_log_denied="all"
+        ),
+        "extra.xml binds interfaces or networks past the zones; remove it",
+    ),
+    "sshd does not take its files": (
+        with_fault("/etc/ssh/sshd_config.d/50-typo.conf", "PermitRoot never", hardening_ssh_users=["install"]),
+        "this check refused the new files, and the old ones stay: sshd -t",
+    ),
+    "firewalld does not take its files": (
+        with_fault("/etc/firewalld/zones/typo.xml", "<zone", firewall_log_denied="all"),
+        "this check refused the new files, and the old ones stay",
+    ),
+}
+UNDONE = {
+    "nobody may log in": (
+        setting(hardening_ssh_users=["nobody"]),
+        "the new files of hardening keep the controller out",
+    ),
+    "sshd moves to another port": (
+        setting(hardening_ssh_port=2222),
+        "the new files of hardening keep the controller out",
+    ),
+    "the administrator's key is taken away": (
+        as_administrator(
+            base_admin_keys=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExample x"]
+        ),
+        "the new files of base keep the controller out",
+    ),
+    "the administrator is somebody else": (
+        as_administrator(base_admin_user="other"),
+        "the new files of base keep the controller out",
+    ),
+    "firewalld does not start": (
+        with_fault(
+            "/etc/systemd/system/firewalld.service.d/zz-fault.conf",
+            "[Service]\nExecStartPre=/bin/false",
+            firewall_log_denied="all",
+        ),
+        "the former files of firewall come back now",
+    ),
+    "the run is killed": (killed(reboot=False), ""),
+    "the run is killed and the host reboots": (killed(reboot=True), ""),
+}
+ATTEMPTS = {**REFUSED, **UNDONE}
+HOSTS = 4
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    """Hosts with hardening and firewall."""
+    systems = ("debian-12", "debian-13")
+    specs = [HostSpec(f"node{number}", systems[number % 2]) for number in range(1, HOSTS + 1)]
+    for nodes in hosts_of("test-lockout", specs):
+        every = list(nodes.values())
+        run = provision_all(every, tmp_path_factory.mktemp("first"))
+        assert run.code == 0, run.text[-4000:]
+        yield every
+
+
+@pytest.fixture(scope="module")
+def outcomes(hosts: list[Node], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Every attempt on one of the hosts, and what became of it."""
+    folder = tmp_path_factory.mktemp("attempts")
+
+    def share(number: int) -> dict[str, Outcome]:
+        mine = list(ATTEMPTS.items())[number::HOSTS]
+        return {name: tried(hosts[number], folder / name.replace(" ", "-"), act) for name, (act, _) in mine}
+
+    with ThreadPoolExecutor(HOSTS) as pool:
+        return {name: outcome for shares in pool.map(share, range(HOSTS)) for name, outcome in shares.items()}
+
+
+def tried(node: Node, folder: Path, attempt: Attempt) -> Outcome:
+    before, start = files_of(node), node.root("date +%s")
+    run = attempt(node, folder)
+    back = wait_for(lambda: reached(node) and not pending(node))
+    return Outcome(run, before, files_of(node), back, pending(node), rollbacks(node, start))
+
+
+def provision_all(nodes: list[Node], folder: Path) -> Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    inventory = write_inventory(folder, {"*": ROLLBACK}, [node.name for node in nodes])
+    return run_pyinfra(nodes[0], "-y", "--json", inventory=inventory, deploy=DEPLOY, timeout=300)
+
+
+def files_of(node: Node) -> str:
+    """What Quench brought, without the stamps: after a rollback the next run is to start the units anew."""
+    return "\n".join(line for line in node.tree().splitlines() if "/quench/converged/" not in line)
+
+
+def rollbacks(node: Node, start: str) -> int:
+    """How often the host has brought former files back since then. A lab host's journal is in memory."""
+    journal = f"journalctl --identifier=quench --output=cat --since=@{start}"
+    return int(node.root(f"{journal} | grep -c 'back to what they were'; true"))
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_the_host_is_reached_as_before(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    assert outcome.reached, outcome.run.text[-3000:]
+    assert outcome.pending == ""
+    assert outcome.after == outcome.before
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_the_run_ends_with_a_clear_error(outcomes: dict[str, Outcome], name: str) -> None:
+    run, said = outcomes[name].run, ATTEMPTS[name][1]
+    assert run.code != 0
+    assert said in run.text, run.text[-3000:]
+    assert "Traceback" not in run.text and "internal exception" not in run.text
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_what_can_be_known_beforehand_changes_nothing_and_the_rest_is_undone_once(
+    outcomes: dict[str, Outcome], name: str
+) -> None:
+    assert outcomes[name].rollbacks == (1 if name in UNDONE else 0), outcomes[name].run.text[-3000:]
+
+
+def test_a_run_without_the_mistake_is_fine_afterwards(
+    outcomes: dict[str, Outcome], hosts: list[Node], tmp_path: Path
+) -> None:
+    assert len(outcomes) >= 10
+    healed = provision_all(hosts, tmp_path / "healed")
+    assert healed.code == 0, healed.text[-4000:]
+    again = provision_all(hosts, tmp_path / "again")
+    assert again.code == 0 and again.totals["hosts"] > 0 and again.totals["success"] == 0, again.text[-3000:]

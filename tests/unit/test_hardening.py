@@ -1,0 +1,135 @@
+import subprocess
+
+import pytest
+
+from quench.files import CHECKOUT
+from roles.hardening import HardeningSettings, files
+
+HOST = CHECKOUT / "roles" / "hardening" / "host.sh"
+DATA = {"platform": "debian-12"}
+
+
+@pytest.fixture
+def found(problems):
+    return lambda **changes: problems(HardeningSettings, DATA | changes)
+
+
+def rendered(*roles, **changes):
+    settings = HardeningSettings.load("node1", DATA | changes)
+    return {file.dest: file.content for file in files(settings, roles)}
+
+
+def options(text):
+    lines = [line.split(None, 1) for line in text.splitlines() if line and not line.startswith("#")]
+    # sshd_config(5): the first value counts.
+    return dict(reversed(lines))
+
+
+def sshd(**changes):
+    return rendered(**changes)["/etc/ssh/sshd_config.d/00-quench.conf"]
+
+
+def test_the_defaults_have_no_problem(found):
+    assert found() == []
+
+
+def test_nobody_logs_in_by_password_or_as_root():
+    wanted = {
+        "PermitRootLogin": "no",
+        "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
+        "PermitEmptyPasswords": "no",
+        "HostbasedAuthentication": "no",
+        "PubkeyAuthentication": "yes",
+    }
+    assert options(sshd()).items() >= wanted.items()
+
+
+def test_the_host_is_a_way_to_no_other():
+    wanted = {"AllowTcpForwarding": "no", "AllowAgentForwarding": "no", "X11Forwarding": "no", "PermitTunnel": "no"}
+    assert options(sshd()).items() >= wanted.items()
+    # pyinfra brings files by SFTP, which DisableForwarding and a ForceCommand would leave alone or break.
+    assert "ForceCommand" not in sshd()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("password-login", "PasswordAuthentication", "yes"),
+        ("root-login", "PermitRootLogin", "prohibit-password"),
+        ("tcp-forwarding", "AllowTcpForwarding", "yes"),
+    ],
+)
+def test_a_relaxation_stands_in_the_file_with_its_reason(name, option, value):
+    text = sshd(hardening_relaxations={name: "for a migration, change 4711"})
+    assert options(text)[option] == value
+    assert f"# RELAXED, {name}: for a migration, change 4711\n{option} {value}\n" in text
+    assert options(sshd())[option] != value
+
+
+@pytest.mark.parametrize("reason", ["", "yes", "two\nlines"])
+def test_a_relaxation_needs_a_reason(found, reason):
+    (problem,) = found(hardening_relaxations={"password-login": reason})
+    assert "has no reason" in problem.what
+
+
+def test_a_relaxation_that_nobody_knows_is_refused(found):
+    (problem,) = found(hardening_relaxations={"telnet": "old habits, change 1"})
+    assert problem.key.startswith("hardening_relaxations")
+
+
+def test_only_the_users_named_log_in():
+    assert options(sshd(hardening_ssh_users=["ops", "deploy"]))["AllowUsers"] == "ops deploy"
+    assert "AllowUsers" not in options(sshd())
+
+
+def test_forwarding_is_left_to_a_container_engine_where_there_is_one():
+    assert "\nnet.ipv4.ip_forward = 0\n" in rendered()["/etc/sysctl.d/99-zz-quench.conf"]
+    assert "ip_forward" not in rendered("container_toolkit")["/etc/sysctl.d/99-zz-quench.conf"]
+
+
+def test_workers_of_one_engine_may_still_share_memory():
+    # 2 and 3 forbid pidfd_getfd among a user's own processes.
+    assert "\nkernel.yama.ptrace_scope = 1\n" in rendered()["/etc/sysctl.d/99-zz-quench.conf"]
+
+
+def test_modules_may_still_be_loaded():
+    # Else the driver could not be, after the next update.
+    assert "modules_disabled" not in rendered()["/etc/sysctl.d/99-zz-quench.conf"]
+
+
+def test_what_containers_and_clouds_need_is_not_blacklisted():
+    text = rendered()["/etc/modprobe.d/quench-hardening.conf"]
+    assert "install usb-storage /bin/false\n" in text
+    for module in ("overlay", "squashfs", "udf", "nvidia", "nouveau"):
+        assert f"install {module} " not in text
+
+
+def test_the_rules_of_the_audit_know_the_roles_of_the_host():
+    bare, full = (rendered(*roles)["/etc/audit/rules.d/50-quench.rules"] for roles in ((), ("nginx", "vllm")))
+    assert "-w /etc/nginx/quench -p rwa -k keys\n" in full and "/etc/nginx" not in bare
+    assert "-w /srv/models -p wa -k models\n" in full and "/srv/models" not in bare
+
+
+def test_the_audit_can_be_changed_without_a_reboot():
+    # audit.rules(7): after `-e 2` the second run of anything fails until the next boot.
+    assert "-e 2" not in rendered()["/etc/audit/rules.d/50-quench.rules"]
+
+
+@pytest.mark.parametrize("paths", [{"company": "x"}, {"/etc/a b": "x"}, {"/etc/company": ""}, {"/etc/company": "a b"}])
+def test_what_is_no_rule_for_the_audit_is_refused(found, paths):
+    (problem,) = found(hardening_audit_paths=paths)
+    assert "is no rule" in problem.what
+
+
+@pytest.mark.parametrize("banner", ["Welcome to \\n", "Zutritt für Befugte"])
+def test_a_banner_that_agetty_would_take_for_something_else_is_refused(found, banner):
+    assert [problem.key for problem in found(hardening_banner=banner)] == ["hardening_banner"]
+
+
+def test_asking_changes_nothing():
+    # Each thing that is amiss is said by `item` alone, and only its third word changes the host.
+    text = HOST.read_text()
+    assert 'if [ "$mode" = ask ]; then echo "$1"; else eval "$3"; fi' in text
+    called = subprocess.run(["sh", "-n", str(HOST)], capture_output=True, text=True, check=False)
+    assert called.returncode == 0, called.stderr
