@@ -9,6 +9,7 @@ from roles.hardening.settings import HardeningSettings
 
 SSHD = "ssh.service"
 AUDITD = "auditd.service"
+AUDIT_RULES = "audit-rules.service"
 JOURNALD = "systemd-journald.service"
 # libpam-pwquality: the strength of passwords.
 PACKAGES = ["auditd", "libpam-pwquality"]
@@ -25,6 +26,11 @@ EDITED = (
     "/etc/pam.d/su",
     "/etc/profile",
 )
+
+
+def audit_units(settings: HardeningSettings) -> list[str]:
+    """The units of auditd. Since audit 4, one of its own loads the rules, and comes first."""
+    return [AUDIT_RULES, AUDITD] if settings.platform == "debian-13" else [AUDITD]
 
 
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
@@ -97,17 +103,23 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             "/etc/audit/rules.d/50-quench.rules",
             template("hardening", "/etc/audit/rules.d/50-quench.rules", values),
             mode=0o640,
-            restarts=AUDITD,
+            restarts=audit_units(settings)[0],
         ),
         ManagedFile(
             "/etc/systemd/system/auditd.service.d/quench.conf",
             template("hardening", "/etc/systemd/system/auditd.service.d/quench.conf", values),
             restarts=AUDITD,
         ),
-        ManagedFile(
-            "/etc/systemd/system/audit-rules.service.d/quench.conf",
-            template("hardening", "/etc/systemd/system/audit-rules.service.d/quench.conf", values),
-            restarts=AUDITD,
+        *(
+            [
+                ManagedFile(
+                    "/etc/systemd/system/audit-rules.service.d/quench.conf",
+                    template("hardening", "/etc/systemd/system/audit-rules.service.d/quench.conf", values),
+                    restarts=AUDIT_RULES,
+                )
+            ]
+            if AUDIT_RULES in audit_units(settings)
+            else []
         ),
         ManagedFile("/etc/issue", f"{settings.banner}\n"),
         ManagedFile("/etc/issue.net", f"{settings.banner}\n"),

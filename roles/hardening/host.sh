@@ -30,8 +30,12 @@ line /etc/bash.bashrc 'umask 027'
 item 'group sugroup' 'getent group sugroup >/dev/null' 'groupadd --system sugroup'
 line /etc/pam.d/su 'auth required pam_wheel.so use_uid group=sugroup'
 
-item 'PAM' 'grep -qs pam_faillock.so /etc/pam.d/common-auth && grep -qs pam_pwhistory.so /etc/pam.d/common-password' \
-    'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable quench-faillock quench-faillock-notify quench-pwhistory pwquality'
+# pam-auth-update(8) reads the profiles only when it is called.
+profiles='quench-faillock quench-faillock-notify quench-pwhistory'
+hash=$(cd /usr/share/pam-configs && cat $profiles | sha256sum)
+stamp=/var/lib/quench/converged/pam
+item 'PAM' '[ "$(cat $stamp 2>/dev/null)" = "$hash" ] && grep -qs pam_faillock.so /etc/pam.d/common-auth' \
+    'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable $profiles pwquality && echo "$hash" >$stamp'
 
 # Accounts of services have no shell, and what people's shells read is theirs alone. [CIS 5.4.2, 7.2]
 getent passwd | while IFS=: read -r user _ uid _ _ home shell; do
