@@ -163,6 +163,8 @@ def _service(unit: str, managed: list[Managed]) -> Commands:
         steps.append(f"systemctl unmask --runtime --quiet {quoted}")
         steps.append(f"systemctl enable --quiet {quoted}")
     if must_restart:
+        # A unit that failed before its files came stays failed if its own condition keeps it from starting now.
+        steps.append(f"{{ systemctl reset-failed {quoted} 2>/dev/null || true; }}")
         steps.append(f"systemctl restart {quoted}")
     elif must_reload:
         steps.append(f"systemctl reload {quoted}")

@@ -109,7 +109,7 @@ def _addressed(lab: Lab, wanted: Sequence[HostSpec]) -> list[LabHost]:
         free = (f"{lab.subnet}.{i}" for i in range(low, high + 1))
         address = there.get(spec.name) or own or next(one for one in free if one not in there.values())
         there[spec.name] = address
-        found.append(LabHost(spec.name, address, spec.system, spec.gpus))
+        found.append(LabHost(spec.name, address, spec.system, spec.gpus, spec.packages))
     return found
 
 

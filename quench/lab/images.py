@@ -41,7 +41,7 @@ _DPKG_OPTIONS = (
 def ensure_image(machine: Machine, host: LabHost) -> str:
     """Build the image of a host unless it is there already. Returns its name."""
     release = host.plays.release
-    name, packages = host.system, list(PACKAGES)
+    name, packages = host.system, [*PACKAGES, *host.packages]
     if host.prepared:
         # Systems on one release share an image; what makes them differ is done on the host.
         name, packages = f"{release}-{host.plays.packages}", [*packages, *_GPU_PACKAGES]

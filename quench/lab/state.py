@@ -34,6 +34,7 @@ class LabHost:
     address: str
     system: str
     gpus: str = "none"
+    packages: tuple[str, ...] = ()
 
     @property
     def zone(self) -> str:
@@ -54,12 +55,13 @@ class LabHost:
 
 @dataclass(frozen=True)
 class HostSpec:
-    """A host that is wanted."""
+    """A host that is wanted, with packages beyond those of a freshly installed server."""
 
     name: str
     system: str = "debian-12"
     gpus: str = "none"
     zone: str = "inference"
+    packages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what the lab does not have."""
@@ -138,7 +140,7 @@ def load(name: str | None = None) -> Lab:
     if not path.exists():
         raise LabError(f"the lab {chosen!r} is not up; start it: quench lab up --name {chosen}")
     data = json.loads(path.read_text())
-    data["hosts"] = [LabHost(**host) for host in data["hosts"]]
+    data["hosts"] = [LabHost(**{**host, "packages": tuple(host.get("packages", ()))}) for host in data["hosts"]]
     return Lab(**data)
 
 

@@ -11,8 +11,9 @@ SSHD = "ssh.service"
 AUDITD = "auditd.service"
 AUDIT_RULES = "audit-rules.service"
 JOURNALD = "systemd-journald.service"
-# libpam-pwquality: the strength of passwords.
-PACKAGES = ["auditd", "libpam-pwquality"]
+# libpam-pwquality: the strength of passwords. needrestart: what still runs with a library of before an update; it only
+# lists. debsums: whether the files of packages are those that were delivered. libpam-tmpdir: a /tmp for each user.
+PACKAGES = ["auditd", "debsums", "libpam-pwquality", "libpam-tmpdir", "needrestart"]
 LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reopen=":")
 
 # What host.sh changes in files that belong to the distribution: they go back together with the role's own.

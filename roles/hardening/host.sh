@@ -64,9 +64,8 @@ if getent group "$compilers" >/dev/null; then
 fi
 
 # Keys of the whole kernel are the machine's, and not a container's.
-if ! systemd-detect-virt --quiet --container; then
-    sed -n 's/^\([a-z].*\) = \(.*\)$/\1 \2/p' /etc/sysctl.d/99-zz-quench.conf | while read -r key value; do
-        file=/proc/sys/$(echo "$key" | tr . /)
-        item "$key" "[ ! -e $file ] || [ \"\$(cat $file)\" = '$value' ]" "sysctl --quiet --write '$key=$value'"
-    done
-fi
+if systemd-detect-virt --quiet --container; then keys='net\.ipv[46]\.'; else keys='[a-z]'; fi
+sed -n "s/^\($keys.*\) = \(.*\)\$/\1 \2/p" /etc/sysctl.d/99-zz-quench.conf | while read -r key value; do
+    file=/proc/sys/$(echo "$key" | tr . /)
+    item "$key" "[ ! -e $file ] || [ \"\$(cat $file)\" = '$value' ]" "sysctl --quiet --write '$key=$value'"
+done

@@ -29,7 +29,10 @@ class HardeningSettings(RoleSettings):
         description="Seconds after which the host goes back to its former files, if the controller does not get in.",
     )
     banner: str = Field(
-        default="Authorized use only. Activity on this system is recorded.",
+        default=(
+            "Authorized access only. This system is private and monitored: activity is logged and may be used as "
+            "evidence. Disconnect now unless you consent."
+        ),
         description="Text before each login. It names neither the operator nor the system.",
     )
     password_days: int = Field(default=365, ge=1, le=365, description="Days after which a password has to be changed.")

@@ -24,7 +24,7 @@ def sshd(host: Host) -> dict[str, str]:
 def relaxed(host: Host) -> set[str]:
     """What is relaxed on this host, by the comments that say so."""
     text = host.file("/etc/ssh/sshd_config.d/00-quench.conf").content_string
-    return {line.split()[2].rstrip(":") for line in text.splitlines() if line.startswith("# RELAXED, ")}
+    return {line.split()[4].rstrip(":") for line in text.splitlines() if line.startswith("# Relaxed by ")}
 
 
 def test_sshd_lets_nobody_in_by_password(sshd: dict[str, str], relaxed: set[str]) -> None:
@@ -111,11 +111,13 @@ def test_the_rules_of_the_audit_are_loaded(host: Host, unit: Callable[[str], Uni
 
 
 def test_settings_of_the_kernel_are_in_force(host: Host) -> None:
-    if host.run("systemd-detect-virt --container --quiet").rc == 0:
-        pytest.skip("the kernel's settings belong to the machine that this container is on")
     text = host.file("/etc/sysctl.d/99-zz-quench.conf").content_string
-    for key, value in (line.split(" = ") for line in text.splitlines() if " = " in line):
-        assert host.check_output("sysctl --values %s", key) == value, key
+    wanted = dict(line.split(" = ") for line in text.splitlines() if " = " in line)
+    if host.run("systemd-detect-virt --container --quiet").rc == 0:
+        # The others belong to the machine that this container is on.
+        wanted = {key: value for key, value in wanted.items() if key.startswith(("net.ipv4.", "net.ipv6."))}
+    found = host.check_output(f"sysctl {' '.join(wanted)}").splitlines()
+    assert dict(line.split(" = ") for line in found) == wanted
 
 
 def test_no_change_waits_to_be_proved(host: Host) -> None:

@@ -144,14 +144,20 @@ def test_a_relaxation_stands_in_the_files_with_its_reason():
     assert list(impossible("node1", settings(firewall_relaxations=relaxed), [WORLD_OUT, WORLD_IN])) == []
     texts = rendered(WORLD_OUT, WORLD_IN, firewall_relaxations=relaxed)
     assert ("everyone", "123", "udp") in outgoing(texts)
-    assert "RELAXED, world-out: no time server yet, change 4711" in texts["/etc/firewalld/policies/outgoing.xml"]
+    assert (
+        "Relaxed by firewall_relaxations, world-out: no time server yet, change 4711"
+        in texts["/etc/firewalld/policies/outgoing.xml"]
+    )
     assert ports(texts, "closed") == [("443", "tcp")]
-    assert "RELAXED, world-in: a public demo, change 4712" in texts["/etc/firewalld/zones/closed.xml"]
+    assert (
+        "Relaxed by firewall_relaxations, world-in: a public demo, change 4712"
+        in texts["/etc/firewalld/zones/closed.xml"]
+    )
 
 
 def test_without_flows_of_the_world_nothing_is_called_relaxed():
     relaxed = {"world-out": "left over from before"}
-    assert not any("RELAXED" in text for text in rendered(MIRROR, firewall_relaxations=relaxed).values())
+    assert not any("Relaxed by" in text for text in rendered(MIRROR, firewall_relaxations=relaxed).values())
 
 
 def test_a_flow_to_a_zone_that_nobody_defined_is_refused_with_role_and_reason():

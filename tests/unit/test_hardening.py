@@ -63,7 +63,7 @@ def test_the_host_is_a_way_to_no_other():
 def test_a_relaxation_stands_in_the_file_with_its_reason(name, option, value):
     text = sshd(hardening_relaxations={name: "for a migration, change 4711"})
     assert options(text)[option] == value
-    assert f"# RELAXED, {name}: for a migration, change 4711\n{option} {value}\n" in text
+    assert f"# Relaxed by hardening_relaxations, {name}: for a migration, change 4711\n{option} {value}\n" in text
     assert options(sshd())[option] != value
 
 
