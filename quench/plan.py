@@ -127,7 +127,7 @@ def make_plan(
         plan = {host.name: _plan_host(state, host, deploys) for host in hosts}
         order = state.get_op_order()
         for host in hosts:
-            names = (", ".join(state.op_meta[op].names) for op in order if op in state.ops[host])
+            names = (", ".join(sorted(state.op_meta[op].names)) for op in order if op in state.ops[host])
             plan[host.name].operations.extend(names)
     return plan
 

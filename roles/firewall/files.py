@@ -66,6 +66,12 @@ def files(settings: FirewallSettings, flows: Sequence[Flow]) -> list[Managed]:
             reloads=FIREWALLD,
         ),
         ManagedFile(
+            f"{_ETC}/zones/trusted.xml",
+            template("firewall", f"{_ETC}/zones/trusted.xml", values, comment="<!--"),
+            check=_CHECK,
+            reloads=FIREWALLD,
+        ),
+        ManagedFile(
             f"{_ETC}/policies/outgoing.xml",
             template(
                 "firewall",

@@ -12,8 +12,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from quench.flows import WORLD
 from quench.settings import EVERY_PLATFORM, Platform, RoleSettings
 
-# The first is everyone; then firewalld's zone for everyone, and the one that docker makes.
-_RESERVED = (WORLD, "closed", "docker")
+# The first is everyone; then firewalld's zone for everyone, and those of docker and podman.
+_RESERVED = (WORLD, "closed", "docker", "trusted")
 # A zone is a part of the house. What is larger than this is the world under another name.
 _WIDEST = {4: 8, 6: 32}
 

@@ -122,6 +122,7 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             if AUDIT_RULES in audit_units(settings)
             else []
         ),
+        ManagedFile("/etc/default/debsums", template("hardening", "/etc/default/debsums", values)),
         ManagedFile("/etc/issue", f"{settings.banner}\n"),
         ManagedFile("/etc/issue.net", f"{settings.banner}\n"),
     ]

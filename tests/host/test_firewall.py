@@ -48,8 +48,9 @@ def test_the_kernel_has_the_zones_that_the_files_have(host: Host, zones: dict[st
         assert zone.get("target") == "DROP", name
         ports = {f"{port.get('port')}/{port.get('protocol')}" for port in zone.findall("port")}
         assert words(host, f"--zone={name}", "--list-ports") == ports
-        sources = {source.get("address") for source in zone.findall("source")}
-        assert words(host, f"--zone={name}", "--list-sources") == sources
+        if name != "trusted":  # podman adds its networks while containers run
+            sources = {source.get("address") for source in zone.findall("source")}
+            assert words(host, f"--zone={name}", "--list-sources") == sources
         assert words(host, f"--zone={name}", "--list-rich-rules") == set()
 
 

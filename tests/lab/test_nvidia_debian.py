@@ -1,7 +1,7 @@
 """Debian 13's own driver: the real packages, from Debian's non-free, with Debian's signatures.
 
-Real: packages, apt, pins, DKMS and the sources it builds. Simulated: the GPUs, and the headers of the kernel, with which
-no real module can be built. So the run goes as far as the build, and then has to leave nothing behind.
+Real: packages, apt, pins, DKMS and the sources it builds. Simulated: the GPUs, and the kernel's headers, with which no
+real module can be built. So the run goes as far as the build, and then has to leave nothing behind.
 """
 
 from __future__ import annotations

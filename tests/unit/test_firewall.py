@@ -109,6 +109,10 @@ def test_each_zone_gets_the_ports_of_the_flows_that_name_it():
     assert "/etc/firewalld/zones/dmz.xml" not in texts
 
 
+def test_containers_may_ask_their_host_for_names_and_nothing_else():
+    assert ports(rendered(CLIENTS, ssh(settings())), "trusted") == [("53", "tcp"), ("53", "udp")]
+
+
 def test_every_zone_drops_what_it_does_not_name():
     texts = rendered(CLIENTS)
     targets = {tree(text).get("target") for path, text in texts.items() if "/zones/" in path}
