@@ -16,6 +16,7 @@ from quench.operations import (
     python_environment,
     require_path,
     service,
+    services,
     shell_script,
 )
 from quench.plan import allow, allowed
@@ -56,6 +57,7 @@ __all__ = [
     "require_path",
     "role",
     "service",
+    "services",
     "shell_script",
     "template",
     "to_json",

@@ -134,28 +134,36 @@ class UnitState:
         return active == "active" or (skipped and bool(self.restarted))
 
 
-class Unit(FactBase[UnitState]):
-    """State of a systemd unit, with Quench's own stamps."""
+class Units(FactBase[dict[str, UnitState]]):
+    """State of some systemd units by their names, with Quench's own stamps."""
 
     @override
-    def command(self, unit: str) -> str:
-        stamp = shlex.quote(f"{STATE_DIRECTORY}/converged/{unit}")
+    def command(self, units: list[str]) -> str:
         return (
-            "systemctl show -p ActiveState,UnitFileState,NeedDaemonReload,ConditionResult "
-            f"{shlex.quote(unit)}; "
-            f"echo restarted=$(cat {stamp}.restart 2>/dev/null); "
-            f"echo reloaded=$(cat {stamp}.reload 2>/dev/null)"
+            f"for unit in {' '.join(shlex.quote(unit) for unit in units)}; do "
+            'echo "unit=$unit"; '
+            'systemctl show -p ActiveState,UnitFileState,NeedDaemonReload,ConditionResult "$unit"; '
+            f'echo "restarted=$(cat "{STATE_DIRECTORY}/converged/$unit.restart" 2>/dev/null)"; '
+            f'echo "reloaded=$(cat "{STATE_DIRECTORY}/converged/$unit.reload" 2>/dev/null)"; done'
         )
 
     @override
     @staticmethod
-    def default() -> UnitState:
-        return UnitState({}, "", "")
+    def default() -> dict[str, UnitState]:
+        return {}
 
     @override
-    def process(self, output: list[str]) -> UnitState:
-        values = dict(line.split("=", 1) for line in output if "=" in line)
-        return UnitState(values, values.pop("restarted", ""), values.pop("reloaded", ""))
+    def process(self, output: list[str]) -> dict[str, UnitState]:
+        found: dict[str, dict[str, str]] = {}
+        unit = ""
+        for key, value in (line.split("=", 1) for line in output if "=" in line):
+            if key == "unit":
+                unit = value
+            found.setdefault(unit, {})[key] = value
+        return {
+            unit: UnitState(values, values.pop("restarted", ""), values.pop("reloaded", ""))
+            for unit, values in found.items()
+        }
 
 
 class Packages(FactBase[dict[str, str]]):

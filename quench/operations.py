@@ -16,7 +16,7 @@ from pyinfra import context
 from pyinfra.api import StringCommand, operation
 
 from quench import facts
-from quench.facts import NEW_SUFFIX, STATE_DIRECTORY, Entry, RoleState
+from quench.facts import NEW_SUFFIX, STATE_DIRECTORY, Entry, RoleState, UnitState
 from quench.files import Managed, ManagedDirectory, ManagedFile
 from quench.plan import Question, recording
 from quench.problems import Problem
@@ -141,15 +141,26 @@ def service(unit: str, managed: Sequence[Managed]) -> None:
         unit: systemd unit name, with its suffix.
         managed: files of the role; those that name the unit count.
     """
-    _service(name=f"Keep {unit} running with its present configuration", unit=unit, managed=list(managed))
+    _services(name=f"Keep {unit} running with its present configuration", units=[unit], managed=list(managed))
+
+
+def services(units: Sequence[str], managed: Sequence[Managed]) -> None:
+    """The same for several units, one after the other; the host is asked for all of them at once."""
+    name = f"Keep {', '.join(units)} running with their present configuration"
+    _services(name=name, units=list(units), managed=list(managed))
 
 
 @operation()
-def _service(unit: str, managed: list[Managed]) -> Commands:
+def _services(units: list[str], managed: list[Managed]) -> Commands:
+    states = context.host.get_fact(facts.Units, units=units)
+    for unit in units:
+        yield from _service(unit, managed, states.get(unit, UnitState({}, "", "")))
+
+
+def _service(unit: str, managed: list[Managed], state: UnitState) -> Commands:
     files = [item for item in managed if isinstance(item, ManagedFile)]
     restart = _digest(item for item in files if item.restarts == unit)
     reload = _digest(item for item in files if item.reloads == unit)
-    state = context.host.get_fact(facts.Unit, unit=unit)
     properties = state.properties
     quoted, stamp = shlex.quote(unit), shlex.quote(f"{STATE_DIRECTORY}/converged/{unit}")
     must_restart = state.restarted != restart or not state.settled

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyinfra import host
 
-from quench import WORLD, Problem, Refused, allow, allowed, ask, install, prove, role, service, shell_script
+from quench import WORLD, Problem, Refused, allow, allowed, ask, install, prove, role, services, shell_script
 from quench import packages as install_packages
 from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, packages, ssh
 from roles.firewall.settings import FirewallSettings
@@ -29,8 +29,7 @@ def firewall(settings: FirewallSettings) -> None:
     install_packages(packages(settings), hold_back=[FIREWALLD])
     managed = files(settings, flows)
     install("firewall", managed, guard=settings.rollback_seconds)
-    service(FORWARD, managed)
-    service(FIREWALLD, managed)
+    services([FORWARD, FIREWALLD], managed)
     prove("firewall", guard=settings.rollback_seconds)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyinfra import host
-
-from quench import Engine, LogFiles, allowed, ensure, install, packages, prove, role, service, shell_script
+from quench import Engine, LogFiles, allowed, ensure, install, packages, prove, role, services, shell_script
 from roles.hardening.files import EDITED, JOURNALD, LOGS, PACKAGES, SSHD, audit_units, files
 from roles.hardening.settings import HardeningSettings
 
@@ -22,18 +20,11 @@ def hardening(settings: HardeningSettings, engines: Sequence[Engine] = ()) -> Lo
     install("hardening", managed, guard=settings.rollback_seconds, beside=EDITED)
     compilers = next((engine.group for engine in engines), "root")
     words = (compilers, str(settings.password_days))
+    services([SSHD, JOURNALD, *audit_units(settings)], managed)
     ensure(
         "Harden what belongs to the distribution",
         shell_script(_HOST, "ask", *words),
         shell_script(_HOST, "mend", *words),
-    )
-    for unit in host.loop([SSHD, JOURNALD, *audit_units(settings)]):
-        service(unit, managed)
-    ensure(
-        # systemd-journald.service(8): a new journald writes to memory until it is told that the disk is there.
-        "Write the journal to disk",
-        "ls -d /run/log/journal/*/system.journal 2>/dev/null; true",
-        "journalctl --flush",
     )
     prove("hardening", guard=settings.rollback_seconds)
     return LOGS

@@ -37,6 +37,9 @@ stamp=/var/lib/quench/converged/pam
 item 'PAM' '[ "$(cat $stamp 2>/dev/null)" = "$hash" ] && grep -qs pam_faillock.so /etc/pam.d/common-auth' \
     'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable $profiles pwquality && echo "$hash" >$stamp'
 
+# systemd-journald.service(8): a new journald writes to memory until it is told that the disk is there.
+item 'journal' '[ -z "$(ls -d /run/log/journal/*/system.journal 2>/dev/null)" ]' 'journalctl --flush'
+
 # Accounts of services have no shell, and what people's shells read is theirs alone. [CIS 5.4.2, 7.2]
 getent passwd | while IFS=: read -r user _ uid _ _ home shell; do
     if [ "$uid" -lt 1000 ] && [ "$user" != root ]; then

@@ -24,11 +24,11 @@ from roles.vllm.deploy import PACKAGES as VLLM
 
 # After how many operations have begun, and how many seconds later. Some operations take long enough to be
 # killed in their midst: packages, the engine's environment, the start of the services.
-KILLS_ON_BARE_HOSTS = [(0, 0.0), (1, 0.2), (2, 0.5), (2, 3.0), (4, 0.1), (7, 1.0), (7, 5.0), (16, 1.0), (27, 2.0)]
+KILLS_ON_BARE_HOSTS = [(0, 0.0), (1, 0.2), (2, 0.5), (2, 3.0), (4, 0.1), (7, 1.0), (7, 5.0), (16, 1.0), (24, 2.0)]
 # These come between packages. Their hosts have all of them from the start, as some images do: it saves minutes.
 KILLS_ON_STOCKED_HOSTS = [
     (1, 0.0), (5, 0.1), (9, 0.0), (9, 1.0), (10, 0.1), (12, 0.1), (14, 0.1), (15, 0.2), (17, 0.1), (18, 0.3),
-    (19, 0.0), (28, 0.1), (30, 0.3), (31, 0.0),
+    (19, 0.2), (25, 0.1), (26, 0.3), (27, 0.0),
 ]  # fmt: skip
 STOCK = (*BASE, *VLLM, *NGINX, *HARDENING, "logrotate", "firewalld", "nftables", "netbase")
 # Hosts that are there at the same time, and those that are worked on; the machines have two cores.

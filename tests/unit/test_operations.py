@@ -204,7 +204,7 @@ def service(commands, wanted):
     """The command that keeps a unit running, on a host where systemd answers this."""
 
     def run(answers=(), managed=wanted):
-        found = commands(operations._service, answers, unit=UNIT, managed=managed)
+        found = commands(operations._services, answers, units=[UNIT], managed=managed)
         return [shell(command) for command in found]
 
     return run
@@ -226,8 +226,8 @@ def settled(service):
     }
 
 
-def answers(values):
-    return [f"{key}={value}" for key, value in values.items()]
+def answers(values, unit=UNIT):
+    return [f"unit={unit}", *(f"{key}={value}" for key, value in values.items())]
 
 
 def test_a_unit_that_never_ran_is_freed_enabled_and_restarted_in_this_order(service):
@@ -393,7 +393,7 @@ def test_what_stands_in_an_argument_is_no_shell(commands):
 def test_a_command_that_changes_a_host_waits_for_what_a_killed_run_left_running(commands, install, wanted):
     found = [
         *map(str, install(wanted)),
-        *commands(operations._service, unit=UNIT, managed=wanted),
+        *commands(operations._services, units=[UNIT], managed=wanted),
         *commands(operations._packages, names=["nginx"], hold_back=[]),
         *commands(operations._account, user="a", home="/a", shell="/bin/sh", groups=["b"]),
         *commands(operations._model_files, folder="/a", url="http://a", sha256="00"),
