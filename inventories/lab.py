@@ -51,7 +51,6 @@ def _node(host, lab):
         },
         # The controller is the client as well.
         "nginx_client_zones": ["management", "app", "dmz"],
-        "hardening_ssh_users": [data["ssh_user"], "ops"],
         "nginx_server_name": data["address"],
         "nginx_certificate": data["certificate"],
         "nginx_private_key": data["private_key"],

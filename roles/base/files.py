@@ -18,6 +18,12 @@ _POOLS = {
     "debian-13": "2.debian.pool.ntp.org",
     "ubuntu-24.04": "ntp.ubuntu.com",
 }
+# Debian's systemd has the second since 254, and makes the first a link to it at each boot.
+_LOCALE = {
+    "debian-12": "/etc/default/locale",
+    "debian-13": "/etc/locale.conf",
+    "ubuntu-24.04": "/etc/locale.conf",
+}
 
 CHRONY = "chrony.service"
 
@@ -42,7 +48,7 @@ def files(settings: BaseSettings) -> list[Managed]:
             mode=0o440,
             check="visudo -c -q -f /etc/sudoers",
         ),
-        ManagedFile("/etc/default/locale", template("base", "/etc/default/locale", values)),
+        ManagedFile(_LOCALE[settings.platform], template("base", "/etc/default/locale", values)),
         ManagedFile(
             "/etc/apt/apt.conf.d/52quench-updates",
             template("base", "/etc/apt/apt.conf.d/52quench-updates", values, comment="//"),

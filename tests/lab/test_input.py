@@ -172,12 +172,12 @@ def test_a_host_that_a_killed_run_told_to_reboot(untouched: Node, tmp_path: Path
 
 def test_an_unreachable_host_stops_the_run_for_all(untouched: Node, tmp_path: Path) -> None:
     data = lab_data(untouched)
-    # Nothing listens there: the lab's own address, on a port that is closed.
-    lost = {**printable(data), "ssh_port": 9}
+    # Nothing listens there: the controller's own address, on a port that is closed.
+    lost = {**printable(data), "ssh_hostname": untouched.lab.gateway, "ssh_port": 9}
     changes = {"add": [("node8", lost)], "*": {"nginx_answer_seconds": 77}}
     run = only_the_host_knows(untouched, tmp_path, changes)
     (line,) = problem_lines(run)
-    assert line.startswith(f"node8: ssh_hostname: {untouched.address} port 9 does not answer: Connection refused; ")
+    assert line.startswith(f"node8: ssh_hostname: {untouched.lab.gateway} port 9 does not answer: Connection refused; ")
     assert line.endswith("--exclude node8")
 
 
