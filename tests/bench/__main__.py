@@ -36,6 +36,7 @@ INFERENCE, PLAIN = "deploys/inference.py", "tests/bench/plain.py"
 def state_of(tree: Path) -> dict[str, object]:
     """What the plain deploy has to keep, read from the plan of the real one."""
     from roles.base.deploy import PACKAGES as base_packages
+    from roles.hardening.files import PACKAGES as hardening_packages
     from roles.nginx.files import PACKAGES as nginx_packages
     from roles.vllm.deploy import PACKAGES as vllm_packages
 
@@ -46,7 +47,16 @@ def state_of(tree: Path) -> dict[str, object]:
         # The comparison is about speed: the plain deploy must find the host as it is, secrets included.
         (tree / "node1" / file.dest.lstrip("/")).write_bytes(ManagedFile.revealed(file))
     return {
-        "packages": [*base_packages, *vllm_packages, *nginx_packages, "logrotate"],
+        "packages": [
+            *base_packages,
+            *vllm_packages,
+            *nginx_packages,
+            *hardening_packages,
+            "logrotate",
+            "firewalld",
+            "nftables",
+            "netbase",
+        ],
         "users": [["vllm", "/var/lib/vllm", "/usr/sbin/nologin"], ["ops", "/home/ops", "/bin/bash"]],
         "folders": [
             {"path": item.dest, "user": item.owner, "group": item.group, "mode": f"{item.mode:o}"}
@@ -57,8 +67,9 @@ def state_of(tree: Path) -> dict[str, object]:
             for item in plan.files
         ],
         "verified": [[f"/srv/models/{model[0]}/{model[1].revision}/SHA256SUMS", model[1].sha256]],
-        # Without chrony, which a container keeps from running: plain pyinfra would start it in each run.
-        "units": [f"vllm@{model[0]}", "nginx", "logrotate.timer"],
+        # Without chrony and auditd, which a container keeps from running: plain pyinfra would start them in each run.
+        # And without what has no counterpart there: files of the distribution changed in place, proofs of the way in.
+        "units": [f"vllm@{model[0]}", "nginx", "logrotate.timer", "ssh", "quench-forward", "firewalld"],
     }
 
 
