@@ -91,11 +91,16 @@ def reached(node: Node) -> bool:
     """Whether a new login works, by sshd and through the firewall."""
     words = fleet.ssh_command(node.lab, node.name)
     words[1:1] = ["-o", "ConnectTimeout=2", "-o", "BatchMode=yes"]
-    return subprocess.run([*words, "sudo -n true"], capture_output=True, check=False, timeout=20).returncode == 0
+    try:
+        return subprocess.run([*words, "sudo -n true"], capture_output=True, check=False, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:  # sshd goes down in the midst of the login
+        return False
 
 
 def pending(node: Node) -> str:
-    return node.root("ls /var/lib/quench/guard 2>/dev/null; true").strip()
+    done = fleet.execute(node.lab, node.name, "ls /var/lib/quench/guard 2>/dev/null; true")
+    # A host that reboots cannot be asked.
+    return done.stdout.strip() if done.returncode == 0 else "not known"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> bool:
