@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from quench.settings import RoleSettings
 
@@ -70,7 +70,7 @@ class HardeningSettings(RoleSettings):
 
     @field_validator("audit_paths")
     @classmethod
-    def _audit_paths_are_paths(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+    def _audit_paths_are_paths(cls, value: dict[str, str]) -> dict[str, str]:
         for path, key in value.items():
             if not path.startswith("/") or any(letter.isspace() for letter in path + key) or not key:
                 raise ValueError(f"{path!r} with key {key!r} is no rule; give an absolute path and a word, no spaces")

@@ -75,11 +75,12 @@ def test_a_password_that_is_bad_is_refused(host: Host) -> None:
 
 
 def test_what_sudo_did_is_written_down(host: Host) -> None:
-    assert "log_file" in host.check_output("sudo -V | tr ' ' '_'") or host.file("/var/log/sudo.log").exists
+    # This check itself comes by sudo.
+    assert host.file("/var/log/sudo.log").size > 0
 
 
 def test_nobody_dumps_core(host: Host) -> None:
-    assert host.check_output("su -s /bin/sh nobody -c 'ulimit -H -c' 2>/dev/null || echo 0") == "0"
+    assert host.check_output("su -s /bin/sh nobody -c 'ulimit -H -c'") == "0"
 
 
 def test_accounts_of_services_have_no_shell(host: Host) -> None:

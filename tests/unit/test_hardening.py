@@ -1,11 +1,7 @@
-import subprocess
-
 import pytest
 
-from quench.files import CHECKOUT
 from roles.hardening import HardeningSettings, files
 
-HOST = CHECKOUT / "roles" / "hardening" / "host.sh"
 DATA = {"platform": "debian-12"}
 
 
@@ -125,11 +121,3 @@ def test_what_is_no_rule_for_the_audit_is_refused(found, paths):
 @pytest.mark.parametrize("banner", ["Welcome to \\n", "Zutritt für Befugte"])
 def test_a_banner_that_agetty_would_take_for_something_else_is_refused(found, banner):
     assert [problem.key for problem in found(hardening_banner=banner)] == ["hardening_banner"]
-
-
-def test_asking_changes_nothing():
-    # Each thing that is amiss is said by `item` alone, and only its third word changes the host.
-    text = HOST.read_text()
-    assert 'if [ "$mode" = ask ]; then echo "$1"; else eval "$3"; fi' in text
-    called = subprocess.run(["sh", "-n", str(HOST)], capture_output=True, text=True, check=False)
-    assert called.returncode == 0, called.stderr
