@@ -5,6 +5,8 @@ The hosts are worked on at the same time: most of it is waiting for their timers
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,7 @@ from typing import Any
 
 import pytest
 from gpus import hosts_of
-from support import Node, Run, pyinfra_command, run_pyinfra, write_inventory
-from test_interrupted import kill_command
+from support import CHECKOUT, Node, Run, environment, pyinfra_command, run_pyinfra, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec
@@ -77,9 +78,17 @@ def killed(reboot: bool) -> Attempt:
     def attempt(node: Node, folder: Path) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         inventory = write_inventory(folder, {"*": {**ROLLBACK, "hardening_ssh_users": ["nobody"]}}, [node.name])
-        # The ninth operation is the one after the files of hardening.
-        hit = kill_command(node, pyinfra_command(inventory, "-y", deploy=DEPLOY), operations=9, seconds=0.0)
-        assert hit and pending(node) == "hardening"
+        command = pyinfra_command(inventory, "-y", deploy=DEPLOY)
+        process = subprocess.Popen(
+            command, cwd=CHECKOUT, env=environment(node), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        # The timer is set with the new files, before sshd takes them.
+        armed = wait_for(lambda: pending(node) == "hardening" or process.poll() is not None, pause=0.1)
+        assert armed and process.poll() is None, process.communicate(timeout=60)[1][-3000:]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert pending(node) == "hardening"
         if reboot:
             node.root("systemctl --no-block reboot")
         return Run(-9, "", "")
@@ -103,12 +112,12 @@ def pending(node: Node) -> str:
     return done.stdout.strip() if done.returncode == 0 else "not known"
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 90.0, pause: float = 1.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
             return True
-        time.sleep(1)
+        time.sleep(pause)
     return False
 
 
