@@ -11,9 +11,10 @@ SSHD = "ssh.service"
 AUDITD = "auditd.service"
 AUDIT_RULES = "audit-rules.service"
 JOURNALD = "systemd-journald.service"
+AIDE = ("aide-baseline", "dailyaidecheck")
 # libpam-pwquality: the strength of passwords. needrestart: what still runs with a library of before an update; it only
 # lists. debsums: whether the files of packages are those that were delivered. libpam-tmpdir: a /tmp for each user.
-PACKAGES = ["auditd", "debsums", "libpam-pwquality", "libpam-tmpdir", "needrestart"]
+PACKAGES = ["aide", "auditd", "debsums", "libpam-pwquality", "libpam-tmpdir", "needrestart"]
 LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reopen=":")
 
 # What host.sh changes in files that belong to the distribution: they go back together with the role's own.
@@ -28,6 +29,27 @@ EDITED = (
     "/etc/profile",
 )
 
+# What Quench and the package manager have brought: a change of it is theirs.
+_KNOWN = "/var/lib/quench/manifest/* /var/lib/dpkg/status"
+
+_PLAIN = (
+    "/etc/default/debsums",
+    "/etc/modprobe.d/quench-hardening.conf",
+    "/etc/profile.d/quench.sh",
+    "/etc/security/faillock.conf",
+    "/etc/security/limits.d/quench.conf",
+    "/etc/security/pwhistory.conf",
+    "/etc/security/pwquality.conf",
+    "/etc/sysctl.d/99-zz-quench.conf",
+    "/etc/systemd/coredump.conf.d/quench.conf",
+    "/etc/systemd/system/apt-daily-upgrade.service.d/quench.conf",
+)
+_PAM = (
+    "/usr/share/pam-configs/quench-faillock",
+    "/usr/share/pam-configs/quench-faillock-notify",
+    "/usr/share/pam-configs/quench-pwhistory",
+)
+
 
 def audit_units(settings: HardeningSettings) -> list[str]:
     """The units of auditd. Since audit 4, one of its own loads the rules, and comes first."""
@@ -36,58 +58,16 @@ def audit_units(settings: HardeningSettings) -> list[str]:
 
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
     """All files of the role, for a host that has these roles beside it."""
-    values = {"settings": settings, "roles": roles}
+    values = {"settings": settings, "roles": roles, "known": _KNOWN}
     return [
+        *(ManagedFile(dest, template("hardening", dest, values)) for dest in _PLAIN),
+        *(ManagedFile(dest, template("hardening", dest, values, comment="X-Quench:")) for dest in _PAM),
         ManagedFile(
             "/etc/ssh/sshd_config.d/00-quench.conf",
             template("hardening", "/etc/ssh/sshd_config.d/00-quench.conf", values),
             mode=0o600,
             check="sshd -t",
             reloads=SSHD,
-        ),
-        ManagedFile(
-            "/etc/sysctl.d/99-zz-quench.conf",
-            template("hardening", "/etc/sysctl.d/99-zz-quench.conf", values),
-        ),
-        ManagedFile(
-            "/etc/modprobe.d/quench-hardening.conf",
-            template("hardening", "/etc/modprobe.d/quench-hardening.conf", values),
-        ),
-        ManagedFile(
-            "/etc/security/limits.d/quench.conf",
-            template("hardening", "/etc/security/limits.d/quench.conf", values),
-        ),
-        ManagedFile(
-            "/etc/security/faillock.conf",
-            template("hardening", "/etc/security/faillock.conf", values),
-        ),
-        ManagedFile(
-            "/etc/security/pwhistory.conf",
-            template("hardening", "/etc/security/pwhistory.conf", values),
-        ),
-        ManagedFile(
-            "/etc/security/pwquality.conf",
-            template("hardening", "/etc/security/pwquality.conf", values),
-        ),
-        ManagedFile(
-            "/etc/systemd/coredump.conf.d/quench.conf",
-            template("hardening", "/etc/systemd/coredump.conf.d/quench.conf", values),
-        ),
-        ManagedFile(
-            "/etc/profile.d/quench.sh",
-            template("hardening", "/etc/profile.d/quench.sh", values),
-        ),
-        ManagedFile(
-            "/usr/share/pam-configs/quench-faillock",
-            template("hardening", "/usr/share/pam-configs/quench-faillock", values, comment="X-Quench:"),
-        ),
-        ManagedFile(
-            "/usr/share/pam-configs/quench-faillock-notify",
-            template("hardening", "/usr/share/pam-configs/quench-faillock-notify", values, comment="X-Quench:"),
-        ),
-        ManagedFile(
-            "/usr/share/pam-configs/quench-pwhistory",
-            template("hardening", "/usr/share/pam-configs/quench-pwhistory", values, comment="X-Quench:"),
         ),
         ManagedFile(
             "/etc/systemd/journald.conf.d/quench.conf",
@@ -107,22 +87,37 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             restarts=audit_units(settings)[0],
         ),
         ManagedFile(
-            "/etc/systemd/system/auditd.service.d/quench.conf",
-            template("hardening", "/etc/systemd/system/auditd.service.d/quench.conf", values),
+            f"/etc/systemd/system/{AUDITD}.d/quench.conf",
+            template("hardening", f"/etc/systemd/system/{AUDITD}.d/quench.conf", values),
             restarts=AUDITD,
         ),
         *(
             [
                 ManagedFile(
-                    "/etc/systemd/system/audit-rules.service.d/quench.conf",
-                    template("hardening", "/etc/systemd/system/audit-rules.service.d/quench.conf", values),
+                    f"/etc/systemd/system/{AUDIT_RULES}.d/quench.conf",
+                    template("hardening", f"/etc/systemd/system/{AUDIT_RULES}.d/quench.conf", values),
                     restarts=AUDIT_RULES,
                 )
             ]
             if AUDIT_RULES in audit_units(settings)
             else []
         ),
-        ManagedFile("/etc/default/debsums", template("hardening", "/etc/default/debsums", values)),
+        ManagedFile(
+            "/etc/aide/aide.conf",
+            template("hardening", "/etc/aide/aide.conf", values),
+            mode=0o600,
+            check="aide --config=/etc/aide/aide.conf --config-check",
+        ),
+        *(
+            ManagedFile(
+                f"/etc/systemd/system/{name}.{kind}",
+                template("hardening", f"/etc/systemd/system/{name}.{kind}", values),
+                check=f"systemd-analyze verify --man=no {name}.{kind}",
+                restarts=f"{name}.timer",
+            )
+            for name in AIDE
+            for kind in ("service", "timer")
+        ),
         ManagedFile("/etc/issue", f"{settings.banner}\n"),
         ManagedFile("/etc/issue.net", f"{settings.banner}\n"),
     ]

@@ -12,7 +12,7 @@ Relaxation = Literal["password-login", "root-login", "tcp-forwarding"]
 
 
 class HardeningSettings(RoleSettings):
-    """SSH, passwords, kernel, audit: as strict as an inference node allows. The firewall is a role of its own."""
+    """SSH, passwords, kernel, audit, integrity: as strict as an inference node allows; but for the firewall."""
 
     prefix: ClassVar[str] = "hardening"
 
@@ -43,6 +43,14 @@ class HardeningSettings(RoleSettings):
         description="Further files and folders whose changes are recorded by auditd, each with the key of its records.",
         examples=[{"/etc/company": "company"}],
     )
+    integrity_paths: list[str] = Field(
+        default=["/boot", "/etc", "/opt", "/usr"],
+        description="Folders that AIDE compares each day with their baseline. Model stores are not among them.",
+    )
+    integrity_excluded: list[str] = Field(
+        default=["/etc/adjtime$", "/etc/mtab$", "/etc/resolv\\.conf$"],
+        description="What AIDE leaves out of these, as regular expressions from the start of the path: aide.conf(5).",
+    )
     relaxations: dict[Relaxation, str] = Field(
         default={},
         description=(
@@ -66,6 +74,14 @@ class HardeningSettings(RoleSettings):
         # agetty(8): a backslash would print the system's name and version.
         if "\\" in value or not value.isascii():
             raise ValueError("holds a backslash or more than ASCII; agetty would take it for something else")
+        return value
+
+    @field_validator("integrity_paths", "integrity_excluded")
+    @classmethod
+    def _integrity_is_of_paths(cls, value: list[str]) -> list[str]:
+        for path in value:
+            if not path.startswith("/") or any(letter.isspace() for letter in path):
+                raise ValueError(f"{path!r} is no path; give an absolute one, without spaces")
         return value
 
     @field_validator("audit_paths")

@@ -123,3 +123,17 @@ def test_settings_of_the_kernel_are_in_force(host: Host) -> None:
 
 def test_no_change_waits_to_be_proved(host: Host) -> None:
     assert host.run("ls /var/lib/quench/guard").stdout == ""
+
+
+def test_files_are_compared_each_day_with_a_baseline(host: Host, unit: Callable[[str], Unit]) -> None:
+    for timer in ("aide-baseline.timer", "dailyaidecheck.timer"):
+        assert host.service(timer).is_enabled, timer
+        assert unit(timer).property("ActiveState") == "active", timer
+    host.run_expect([0], "aide --config=/etc/aide/aide.conf --config-check")
+    # The baseline is there from the first minute on.
+    assert unit("aide-baseline.service").property("Result") == "success"
+
+
+def test_no_file_differs_from_its_baseline(unit: Callable[[str], Unit]) -> None:
+    check = unit("dailyaidecheck.service")
+    assert check.property("ActiveState") != "failed", check.journal()

@@ -13,12 +13,34 @@ ON_DISK = {str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*") if 
 def named_in(module):
     """The templates that a module names, with the role that it names them for."""
     dotted = ".".join(module.relative_to(CHECKOUT).with_suffix("").parts)
-    for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "template":
-            # Constants and names of the module: a template that is chosen at run time cannot be looked for here.
-            names = vars(importlib.import_module(dotted))
-            role, dest = (eval(ast.unparse(argument), dict(names)) for argument in node.args[:2])  # noqa: S307
-            yield role, f"{role}/{dest.lstrip('/')}.j2"
+    # Constants and names of the module: a template that is chosen at run time cannot be looked for here.
+    yield from named_by(ast.parse(module.read_text()), dict(vars(importlib.import_module(dotted))))
+
+
+def named_by(node, names):
+    if isinstance(node, ast.GeneratorExp) and isinstance(node.generators[0].target, ast.Name) and calls_template(node):
+        head, *rest = node.generators
+        try:
+            values = evaluated(head.iter, names)
+        except NameError:  # of the run, such as the settings; the template's name does not hang on it
+            values = [None]
+        for value in values:
+            inner = ast.GeneratorExp(node.elt, rest) if rest else node.elt
+            yield from named_by(inner, {**names, head.target.id: value})
+        return
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "template":
+        role, dest = (evaluated(argument, names) for argument in node.args[:2])
+        yield role, f"{role}/{dest.lstrip('/')}.j2"
+    for child in ast.iter_child_nodes(node):
+        yield from named_by(child, names)
+
+
+def calls_template(node):
+    return any(isinstance(name, ast.Name) and name.id == "template" for name in ast.walk(node))
+
+
+def evaluated(node, names):
+    return eval(ast.unparse(node), dict(names))  # noqa: S307
 
 
 def included_in(name):

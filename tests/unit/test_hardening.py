@@ -121,3 +121,14 @@ def test_what_is_no_rule_for_the_audit_is_refused(found, paths):
 @pytest.mark.parametrize("banner", ["Welcome to \\n", "Zutritt für Befugte"])
 def test_a_banner_that_agetty_would_take_for_something_else_is_refused(found, banner):
     assert [problem.key for problem in found(hardening_banner=banner)] == ["hardening_banner"]
+
+
+def test_aide_compares_what_the_inventory_names_and_no_model_store():
+    lines = rendered(hardening_integrity_excluded=["/etc/adjtime$"])["/etc/aide/aide.conf"].splitlines()
+    assert {"/etc Content", "/usr Content", "/opt Content", "!/etc/adjtime$"} <= set(lines)
+    assert not [line for line in lines if line.startswith(("/srv", "/var", "/ "))]
+
+
+def test_a_path_for_aide_is_absolute_and_one_word(found):
+    assert "is no path" in found(hardening_integrity_paths=["etc"])[0].what
+    assert "is no path" in found(hardening_integrity_excluded=["/a b"])[0].what
