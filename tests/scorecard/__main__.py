@@ -19,7 +19,7 @@ from quench.lab import fleet
 from quench.lab.progress import LabError, say, step
 from quench.lab.state import HostSpec, Lab, load
 from tests.lab.support import CHECKOUT, DEPLOY, Node, run_pyinfra
-from tests.scorecard import cis, flows, gixy, lockouts, lynis, tls, units
+from tests.scorecard import cis, flows, gixy, lockouts, lynis, relaxations, tls, units
 from tests.scorecard.page import page, table
 from tests.scorecard.score import version
 
@@ -81,6 +81,9 @@ def measure(path: Path) -> int:
         exposure, configuration, probed = units.score(node), gixy.score(node, program), flows.probe(client, node)
     with step("judging the node: TLS"):
         transport = tls.score(client, node)
+        relaxed = relaxations.of(node)
+    with step("calling from each zone into every other"):
+        matrix = flows.matrix()
     with step("locking oneself out"):
         locked = lockouts.attempt()
     scores = [
@@ -89,8 +92,10 @@ def measure(path: Path) -> int:
         exposure,
         transport,
         configuration,
-        flows.score(client, probed),
+        flows.score_matrix(matrix),
+        flows.score_nmap(client, probed),
         lockouts.score(locked),
+        relaxations.score(relaxed),
     ]
     about, judges = facts(node), versions(node, client, program)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +122,11 @@ def measure(path: Path) -> int:
                 "tls_findings": transport.after,
                 "tls_findings_unwaived": transport.after + len(transport.waived),
                 "gixy_findings": configuration.after,
-                "flows_tried": probed.tried,
-                "flows_wrong": len(probed.wrong),
-                "flows_partial": True,
+                "flows_tried": matrix.tried + probed.tried,
+                "flows_wrong": len(matrix.wrong) + len(probed.wrong),
                 "lockouts_tried": locked.tried,
                 "lockouts_recovered": locked.tried - len(locked.lost),
+                "relaxations": relaxed,
                 "simulated": SIMULATED,
                 **about,
                 "versions": judges,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import isinf
 
 from tests.scorecard.score import Score
 
@@ -23,10 +24,10 @@ li.m { font-family: ui-monospace, monospace; font-size: .9em }
 
 def table(scores: Sequence[Score]) -> str:
     """Judge, before, after, limit."""
-    lines = [f"{'':36} {'before':>7} {'after':>7} {'limit':>8}"]
+    lines = [f"{'':46} {'before':>7} {'after':>7} {'limit':>8}"]
     for score in scores:
         after, limit = _number(score.after), _limit(score)
-        lines.append(f"{score.judge:36} {_number(score.before):>7} {after:>7} {limit:>8}  {_verdict(score)}".rstrip())
+        lines.append(f"{score.judge:46} {_number(score.before):>7} {after:>7} {limit:>8}  {_verdict(score)}".rstrip())
     return "\n".join(lines)
 
 
@@ -77,6 +78,8 @@ def _number(value: float | None) -> str:
 
 
 def _limit(score: Score) -> str:
+    if isinf(score.limit):
+        return "-"
     return f"{'at most' if score.at_most else 'from'} {score.limit:g}".replace("at most 0", "none")
 
 
