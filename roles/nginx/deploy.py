@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pyinfra import host
 
 from quench import Engine, Flow, LogFiles, Problem, Refused, allow, install, packages, role, service
-from roles.nginx.files import LOGS, PACKAGES, UNIT, files, unknown_models
+from quench.keyring import unknown_models
+from roles.nginx.files import LOGS, PACKAGES, UNIT, files
 from roles.nginx.settings import NginxSettings
 
 
@@ -21,7 +22,7 @@ def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
             f"no engine here serves {model!r}",
             f"served: {', '.join(engine.model for engine in engines)}",
         )
-        for client, model in unknown_models(settings, engines)
+        for client, model in unknown_models(settings.clients, {engine.model for engine in engines})
     ]
     problems += [
         Problem(host.name, "nginx_port", f"{engine.model} has the port {engine.port}", "give nginx another")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Sequence
-from datetime import date
 
 from quench import Engine, LogFiles, Managed, ManagedDirectory, ManagedFile, Route, template, to_json
-from roles.nginx.settings import Client, NginxSettings
+from quench.keyring import expires
+from roles.nginx.settings import NginxSettings
 
 UNIT = "nginx.service"
 _USER = "www-data"
@@ -99,8 +98,7 @@ def _keyring(settings: NginxSettings) -> dict[str, object]:
         "keys": {
             key.sha256: {
                 "client": name,
-                # Seconds since 1970: nginx's script compares numbers.
-                "expires": calendar.timegm(date.fromisoformat(key.expires).timetuple()),
+                "expires": expires(key),
                 "models": client.models,
                 "rate": f"{client.requests_per_minute}_{client.burst}",
                 "concurrent": str(client.concurrent),
@@ -109,10 +107,3 @@ def _keyring(settings: NginxSettings) -> dict[str, object]:
             for key in client.keys
         }
     }
-
-
-def unknown_models(settings: NginxSettings, engines: Sequence[Engine]) -> list[tuple[str, str]]:
-    """Client and model, wherever a client is allowed a model that no engine serves."""
-    served = {engine.model for engine in engines}
-    clients: list[tuple[str, Client]] = sorted(settings.clients.items())
-    return [(name, model) for name, client in clients for model in client.models or [] if model not in served]

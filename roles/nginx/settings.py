@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date
 from typing import ClassVar
 
 from pydantic import Field, field_validator
 from typing_extensions import override
 
 from quench import certificates
+from quench.keyring import Client, checked
 from quench.problems import Problem
 from quench.secrets import SecretRef
-from quench.settings import Model, RoleSettings, check_names
-
-
-class Key(Model):
-    """An API key of a client, known only by its hash. `quench key` makes one."""
-
-    sha256: str = Field(
-        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex. The key itself stands nowhere."
-    )
-    expires: str = Field(
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
-        description="First day, in UTC, on which the key is refused, as YEAR-MONTH-DAY.",
-        examples=["2027-06-30"],
-    )
-
-    @field_validator("expires")
-    @classmethod
-    def _is_a_day(cls, value: str) -> str:
-        try:
-            date.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"{value} is no day; write it as YEAR-MONTH-DAY") from None
-        return value
-
-
-class Client(Model):
-    """Somebody who may use the models."""
-
-    keys: list[Key] = Field(
-        min_length=1, max_length=2, description="One live key, or two while the client changes over."
-    )
-    models: list[str] | None = Field(
-        default=None, description="Models that the client may use. Unset: all of this host."
-    )
-    requests_per_minute: int = Field(default=60, ge=1, le=60000, description="Request rate.")
-    burst: int = Field(default=20, ge=0, description="Requests that may come at once beyond the rate.")
-    concurrent: int = Field(default=8, ge=1, le=10000, description="Requests that may run at the same time.")
+from quench.settings import RoleSettings
 
 
 class NginxSettings(RoleSettings):
@@ -90,16 +54,7 @@ class NginxSettings(RoleSettings):
     @field_validator("clients")
     @classmethod
     def _names(cls, value: dict[str, Client]) -> dict[str, Client]:
-        owners: dict[str, str] = {}
-        check_names(value, "a client")
-        for name, client in value.items():
-            for key in client.keys:
-                if key.sha256 in owners:
-                    raise ValueError(
-                        f"clients {owners[key.sha256]} and {name} have the same key; make a new one: quench key"
-                    )
-                owners[key.sha256] = name
-        return value
+        return checked(value)
 
     @field_validator("certificate")
     @classmethod
