@@ -1,6 +1,6 @@
 """The kit: what roles, deploys and inventories are written with."""
 
-from quench.contracts import Engine, Flow, Gpus, HostEngine, LogFiles, Route, Slices
+from quench.contracts import Engine, Flow, Gpus, HostEngine, LogFiles, Node, Route, Slices
 from quench.files import Managed, ManagedDirectory, ManagedFile, template, to_json, to_yaml
 from quench.flows import WORLD, download
 from quench.guard import prove
@@ -19,7 +19,7 @@ from quench.operations import (
     services,
     shell_script,
 )
-from quench.plan import allow, allowed
+from quench.plan import Peer, allow, allowed, peers
 from quench.preflight import preflight
 from quench.problems import Problem, Refused
 from quench.reboot import reboot
@@ -35,6 +35,8 @@ __all__ = [
     "Managed",
     "ManagedDirectory",
     "ManagedFile",
+    "Node",
+    "Peer",
     "Problem",
     "Refused",
     "Route",
@@ -49,6 +51,7 @@ __all__ = [
     "install",
     "model_files",
     "packages",
+    "peers",
     "pinned_packages",
     "preflight",
     "prove",

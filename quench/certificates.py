@@ -71,6 +71,24 @@ def problems(
         yield Problem(host, f"{prefix}_private_key", "does not belong to the certificate", "give the pair")
 
 
+def authority_problems(host: str, key: str, path: str) -> Iterator[Problem]:
+    """What is wrong with the certificate of a CA, of which a setting names the file."""
+    if not path:
+        yield Problem(host, key, "is not set", "name the CA's certificate")
+        return
+    try:
+        found = text(path)
+        x509.load_pem_x509_certificates(found.encode())
+        if "PRIVATE KEY" in found:
+            what = f"{path} holds a private key beside the certificate"
+            yield Problem(host, key, what, "give the certificate alone")
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such user"
+        yield Problem(host, key, f"{path}: {reason}", "put the CA's certificate there")
+    except ValueError:
+        yield Problem(host, key, f"{path} is no PEM certificate", "convert it: openssl x509")
+
+
 def _covers(certificate: x509.Certificate, name: str) -> bool:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

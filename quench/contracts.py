@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Under this name balancers ask a model whether it answers. No client can be called so, and no log shows it.
+HEALTH_CLIENT = ":health"
+
 
 @dataclass(frozen=True, order=True)
 class Route:
@@ -16,17 +19,37 @@ class Route:
 
 @dataclass(frozen=True)
 class Engine:
-    """A model that is served on this host's loopback address, by processes of a group."""
+    """A model that is served on a host's loopback address, by processes of a group, to so many requests at once."""
 
     model: str
     port: int
     routes: tuple[Route, ...]
     group: str = "root"
+    concurrent: int = 256
+
+
+@dataclass(frozen=True)
+class Node:
+    """An inference node, as a balancer calls it.
+
+    Args:
+        server_name: the name in the node's certificate.
+        weight: share of the requests, beside the weights of the others; 0 is none.
+        standby: it gets requests only when no other node of a pool can.
+    """
+
+    name: str
+    address: str
+    port: int
+    server_name: str
+    engines: tuple[Engine, ...]
+    weight: int = 100
+    standby: bool = False
 
 
 @dataclass(frozen=True)
 class LogFiles:
-    """Log files of a service, and how it is told to open new ones."""
+    """Log files of a service, and how it is told to open new ones. Empty: the file is copied and then emptied."""
 
     service: str
     paths: tuple[str, ...]

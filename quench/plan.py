@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import pyinfra
 from pyinfra import context
 from pyinfra.api.config import Config
+from pyinfra.api.exceptions import NoGroupError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State, StateStage
@@ -141,10 +142,13 @@ def _plan_host(state: State, host: Host, deploys: Sequence[str]) -> HostPlan:
     _recording[host] = host_plan
     state.activate_host(host)
     with ctx_host.use(host):
-        for number, deploy in enumerate(deploys):
-            state.current_op_file_number = number
-            state.current_deploy_filename = deploy
-            exec_file(deploy)
+        try:
+            for number, deploy in enumerate(deploys):
+                state.current_op_file_number = number
+                state.current_deploy_filename = deploy
+                exec_file(deploy)
+        except Refused as refused:  # by the data of another host, which no role of this one records
+            host_plan.problems.extend(refused.problems)
         host_plan.flows.extend(allowed())
     return host_plan
 
@@ -154,6 +158,30 @@ def _current_host() -> Host:
     host = context.ctx_host.get()
     assert isinstance(host, Host)
     return host
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another host of the inventory, by its data."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+def peers(group: str) -> list[Peer]:
+    """The hosts of a group, by name, whether or not this run is about them.
+
+    Raises:
+        Refused: if the inventory has no such group.
+    """
+    try:
+        hosts = context.inventory.get_group(group)
+    except NoGroupError:
+        what = f"the inventory has no group {group!r}"
+        raise Refused(
+            [Problem(_current_host().name, "inventory", what, f"name the hosts in a group {group}")]
+        ) from None
+    return [Peer(host.name, host.data.dict()) for host in sorted(hosts, key=lambda host: host.name)]
 
 
 def allow(*flows: Flow) -> None:

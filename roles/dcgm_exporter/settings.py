@@ -6,7 +6,6 @@ import ipaddress
 from collections.abc import Iterator
 from typing import ClassVar
 
-from cryptography import x509
 from pydantic import Field, ValidationInfo, field_validator
 from typing_extensions import override
 
@@ -96,16 +95,4 @@ class DcgmExporterSettings(RoleSettings):
             name=self.address,
             name_key="dcgm_exporter_address",
         )
-        try:
-            text = certificates.text(self.client_ca)
-            x509.load_pem_x509_certificates(text.encode())
-            if "PRIVATE KEY" in text:
-                what = f"{self.client_ca} holds a private key beside the certificate"
-                yield Problem(host, "dcgm_exporter_client_ca", what, "give the certificate alone")
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "there is no such user"
-            what = f"{self.client_ca}: {reason}" if self.client_ca else "is not set"
-            yield Problem(host, "dcgm_exporter_client_ca", what, "put the CA's certificate there")
-        except ValueError:
-            what = f"{self.client_ca} is no PEM certificate"
-            yield Problem(host, "dcgm_exporter_client_ca", what, "convert it: openssl x509")
+        yield from certificates.authority_problems(host, "dcgm_exporter_client_ca", self.client_ca)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quench import Engine, LogFiles, Managed, ManagedDirectory, ManagedFile, Route, template, to_json
+from quench import (
+    Engine,
+    LogFiles,
+    Managed,
+    ManagedDirectory,
+    ManagedFile,
+    Node,
+    Peer,
+    Route,
+    certificates,
+    template,
+    to_json,
+)
+from quench.contracts import HEALTH_CLIENT
 from quench.keyring import expires
 from roles.nginx.settings import NginxSettings
 
@@ -32,15 +45,23 @@ _CHECK = (
 
 def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
     """All files of the role, for the engines of the same host."""
-    values = {
+    values: dict[str, object] = {
         "settings": settings,
         "engines": engines,
-        "routes": routes(engines),
+        "routes": routes(engines, balanced=bool(settings.balancers)),
         "rates": sorted({(client.requests_per_minute, client.burst) for client in settings.clients.values()}),
         "concurrencies": sorted({client.concurrent for client in settings.clients.values()}),
         "user": _USER,
         "http2_directive": _HTTP2_DIRECTIVE[settings.platform],
+        "health_client": HEALTH_CLIENT,
+        # Behind balancers a variable names the engine; else the script jumps to one of the locations.
+        "locations": [("/", "$engine")]
+        if settings.balancers
+        else [(f"@engine_{number}", f"engine_{number}") for number, _ in enumerate(engines, 1)],
+        "request_id": "$http_x_request_id" if settings.balancers else "$request_id",
     }
+    keys = [] if settings.balancers else _keys(settings, values)
+    authority = [] if not settings.balancers else [_authority(settings)]
     return [
         ManagedDirectory("/var/lib/nginx", owner=_USER, group=_USER, mode=0o750),
         ManagedDirectory("/var/log/nginx", owner=_USER, group="adm", mode=0o750),
@@ -51,19 +72,8 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
             check=_CHECK,
             reloads=UNIT,
         ),
-        ManagedFile(
-            "/etc/nginx/quench/gateway.js",
-            template("nginx", "/etc/nginx/quench/gateway.js", values, comment="//"),
-            check=_CHECK,
-            reloads=UNIT,
-        ),
-        # Read anew for each request: a key comes and goes without a reload.
-        ManagedFile(
-            "/etc/nginx/quench/keyring.json",
-            to_json("nginx", _keyring(settings)),
-            group=_USER,
-            mode=0o640,
-        ),
+        *keys,
+        *authority,
         ManagedFile(
             "/etc/nginx/quench/tls.crt",
             settings.certificate_text(),
@@ -88,9 +98,52 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
     ]
 
 
-def routes(engines: Sequence[Engine]) -> list[Route]:
-    """What clients may call: what the engines offer, and the list of models, which nginx answers itself."""
-    return sorted({route for engine in engines for route in engine.routes} | {Route("GET", "/v1/models")})
+def _keys(settings: NginxSettings, values: dict[str, object]) -> list[Managed]:
+    return [
+        ManagedFile(
+            "/etc/nginx/quench/gateway.js",
+            template("nginx", "/etc/nginx/quench/gateway.js", values, comment="//"),
+            check=_CHECK,
+            reloads=UNIT,
+        ),
+        # Read anew for each request: a key comes and goes without a reload.
+        ManagedFile(
+            "/etc/nginx/quench/keyring.json",
+            to_json("nginx", _keyring(settings)),
+            group=_USER,
+            mode=0o640,
+        ),
+    ]
+
+
+def _authority(settings: NginxSettings) -> ManagedFile:
+    text = certificates.text(settings.balancer_ca)
+    return ManagedFile("/etc/nginx/quench/balancer-ca.crt", text, check=_CHECK, reloads=UNIT)
+
+
+def node(peer: Peer, engines: Sequence[Engine]) -> Node:
+    """Another host as a balancer calls it, by its data.
+
+    Raises:
+        Refused: with what is wrong in that data.
+    """
+    settings = NginxSettings.load(peer.name, peer.data)
+    address = settings.address or str(peer.data.get("ssh_hostname") or peer.name)
+    return Node(
+        peer.name,
+        address,
+        settings.port,
+        settings.server_name,
+        tuple(engines),
+        weight=settings.weight,
+        standby=settings.standby,
+    )
+
+
+def routes(engines: Sequence[Engine], *, balanced: bool) -> list[Route]:
+    """What clients may call: what the engines offer, and the list of models, which the first proxy answers itself."""
+    own = set() if balanced else {Route("GET", "/v1/models")}
+    return sorted({route for engine in engines for route in engine.routes} | own)
 
 
 def _keyring(settings: NginxSettings) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 from typing_extensions import override
@@ -36,10 +36,39 @@ class NginxSettings(RoleSettings):
         description="Private key of the certificate, in PEM.", examples=["file:secrets/llm.example.org.key"]
     )
     clients: dict[str, Client] = Field(
-        min_length=1,
+        default={},
         repr=False,
-        description="The keyring: clients by the name that the access log carries.",
+        description="The keyring: clients by the name that the access log carries. Empty behind balancers.",
         examples=[{"team-a": {"keys": [{"sha256": "0f3c...", "expires": "2027-06-30"}]}}],
+    )
+    balancers: list[Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]] = Field(
+        default=[],
+        description=(
+            "Balancers in front of this host, by the names in their client certificates. They check the keys; nobody "
+            "else is let in."
+        ),
+        examples=[["lb1.example.org", "lb2.example.org"]],
+    )
+    balancer_ca: str = Field(
+        default="",
+        description="CA, in PEM, that has signed the balancers' client certificates: a file where the run starts.",
+        examples=["secrets/ca/ca.crt"],
+    )
+    address: str | None = Field(
+        default=None,
+        pattern=r"^[0-9A-Za-z.:-]+$",
+        description="Address at which balancers reach this host. Unset: ssh_hostname, or else the host's name.",
+        examples=["10.0.30.11"],
+    )
+    weight: int = Field(
+        default=100,
+        ge=0,
+        le=256,
+        description="Share of the balancers' requests, beside that of the other hosts with the same model. 0 is none.",
+    )
+    standby: bool = Field(
+        default=False,
+        description="Whether balancers come here only when no other host with the same model is up.",
     )
     body_mebibytes: int = Field(
         default=8, ge=1, le=256, description="Largest request, in MiB. It is held in memory while it is routed."
@@ -69,6 +98,12 @@ class NginxSettings(RoleSettings):
 
     @override
     def problems(self, host: str) -> Iterator[Problem]:
-        return certificates.problems(
+        if bool(self.clients) == bool(self.balancers):
+            what = "has neither clients nor balancers" if not self.clients else "has both clients and balancers"
+            remedy = "set nginx_clients for a host of its own, or nginx_balancers for one behind balancers"
+            yield Problem(host, "nginx_clients", what, remedy)
+        if self.balancers:
+            yield from certificates.authority_problems(host, "nginx_balancer_ca", self.balancer_ca)
+        yield from certificates.problems(
             host, "nginx", self.certificate, self.private_key, name=self.server_name, name_key="nginx_server_name"
         )

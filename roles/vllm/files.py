@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quench import Engine, Managed, ManagedDirectory, ManagedFile, Route, template, to_yaml
+from quench import Engine, Managed, ManagedDirectory, ManagedFile, Peer, Route, template, to_yaml
 from roles.vllm.settings import ServedModel, VllmSettings
 
 # What vLLM offers to clients, of all that it serves. Everything else it serves is open to whoever
@@ -31,8 +31,20 @@ def environment_folder(version: str) -> str:
 
 
 def engines(settings: VllmSettings) -> list[Engine]:
-    """What this host serves, for the proxy in front of it."""
-    return [Engine(name, model.port, ROUTES, group="vllm") for name, model in settings.models.items()]
+    """What a host serves, for the proxies in front of it."""
+    return [
+        Engine(name, model.port, ROUTES, group="vllm", concurrent=model.concurrent)
+        for name, model in settings.models.items()
+    ]
+
+
+def served(peer: Peer) -> list[Engine]:
+    """The same of another host, by its data.
+
+    Raises:
+        Refused: with what is wrong in that data.
+    """
+    return engines(VllmSettings.load(peer.name, peer.data))
 
 
 def files(settings: VllmSettings) -> list[Managed]:
@@ -89,6 +101,7 @@ def _serve_arguments(settings: VllmSettings, name: str, model: ServedModel) -> d
         "disable-uvicorn-access-log": True,
         # Comment lines keep a stream alive while a request waits for its turn.
         "sse-keep-alive-interval": 15,
+        "max-num-seqs": model.concurrent,
     }
     if model.max_model_len is not None:
         arguments["max-model-len"] = model.max_model_len

@@ -26,6 +26,7 @@ _RESERVED = {
     "hf-token",
     "host",
     "max-model-len",
+    "max-num-seqs",
     "model",
     "port",
     "root-path",
@@ -87,6 +88,11 @@ class ServedModel(Model):
     )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Longest prompt and answer together, in tokens. Unset: the model's own."
+    )
+    concurrent: int = Field(
+        default=256,
+        ge=1,
+        description="Requests that the engine works on at the same time. A balancer keeps the others waiting.",
     )
     version: str | None = Field(
         default=None,

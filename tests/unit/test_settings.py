@@ -170,7 +170,9 @@ def test_a_secret_among_engine_arguments_is_refused_since_their_file_is_open_to_
     assert CANARY not in str(problem)
 
 
-@pytest.mark.parametrize("args", [{"gpu-memory-utilization": 0.9}, {"enforce-eager": True}, {"max-num-seqs": 64}])
+@pytest.mark.parametrize(
+    "args", [{"gpu-memory-utilization": 0.9}, {"enforce-eager": True}, {"max-num-batched-tokens": 64}]
+)
 def test_other_engine_arguments_pass(vllm_data, args):
     vllm_data["vllm_models"]["llama"]["engine_args"] = args
     assert VllmSettings.load("node1", vllm_data).models["llama"].engine_args == args
