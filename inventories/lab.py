@@ -14,10 +14,9 @@ _GPUS = {
 }
 
 
-def _node(host, lab):
-    """Data of one host. What a lab gives, a real inventory writes down: see example.py."""
-    data = host_data(lab, host)
-    return host.name, {
+def _host(data):
+    """What every host of a lab has. What a lab gives, a real inventory writes down: see example.py."""
+    return {
         "ssh_hostname": data["ssh_hostname"],
         "ssh_user": data["ssh_user"],
         "ssh_key": data["ssh_key"],
@@ -31,6 +30,45 @@ def _node(host, lab):
         "firewall_zones": data["zones"],
         "firewall_zone": data["zone"],
         "firewall_relaxations": {},
+    }
+
+
+def _clients(data):
+    """The keyring: one client, whose key the lab has made."""
+    return {
+        "demo": {
+            "keys": [{"sha256": data["api_key_sha256"], "expires": "2099-01-01"}],
+            "requests_per_minute": 600,
+            "burst": 50,
+        }
+    }
+
+
+def _balancer(host, lab):
+    """Data of a balancer. The controller is the client as well."""
+    data = host_data(lab, host)
+    return host.name, {
+        **_host(data),
+        "haproxy_server_name": data["shared_name"],
+        "haproxy_certificate": data["certificate"],
+        "haproxy_private_key": data["private_key"],
+        "haproxy_node_name": data["name"],
+        "haproxy_node_certificate": data["client_certificate"],
+        "haproxy_node_private_key": data["client_private_key"],
+        "haproxy_node_ca": data["ca"],
+        "haproxy_client_zones": ["management", "app"],
+        # A lab host may have 20000 files open.
+        "haproxy_connections": 8000,
+        "haproxy_clients": _clients(data),
+    }
+
+
+def _node(host, lab):
+    """Data of an inference node: behind the lab's balancers, if it has any."""
+    data = host_data(lab, host)
+    behind = [host_data(lab, balancer)["name"] for balancer in lab.balancers]
+    return host.name, {
+        **_host(data),
         **(_gpus(data) if data["gpus"] != "none" else {}),
         "vllm_version": data["engine_version"],
         "vllm_requirements": data["engine_locks"],
@@ -54,13 +92,9 @@ def _node(host, lab):
         "nginx_server_name": data["address"],
         "nginx_certificate": data["certificate"],
         "nginx_private_key": data["private_key"],
-        "nginx_clients": {
-            "demo": {
-                "keys": [{"sha256": data["api_key_sha256"], "expires": "2099-01-01"}],
-                "requests_per_minute": 600,
-                "burst": 50,
-            }
-        },
+        "nginx_clients": {} if behind else _clients(data),
+        "nginx_balancers": behind,
+        "nginx_balancer_ca": data["ca"] if behind else "",
     }
 
 
@@ -89,4 +123,5 @@ def _gpus(data):
 
 
 _lab = load()
-inference = [_node(host, _lab) for host in _lab.hosts]
+inference = [_node(host, _lab) for host in _lab.hosts if not host.balancer]
+balancers = [_balancer(host, _lab) for host in _lab.balancers]

@@ -12,6 +12,7 @@ from pyinfra.api.state import State
 
 from quench import facts
 from quench.facts import STATE_DIRECTORY
+from quench.transport import connect_once
 
 # Seconds for a command that answers at once.
 _PATIENCE = 20
@@ -45,7 +46,10 @@ def _log_in_anew(state: State, host: Host, role: str, guard: int) -> bool:
         done, _ = host.run_shell_command(StringCommand(_keep(role)), _sudo=True, _timeout=_PATIENCE)
         return done or _say(host, f"the new files of {role} could not be kept; the former ones come back")
     _say(host, f"the new files of {role} keep the controller out: {why}. Waiting for the former ones, {guard} s")
-    deadline = time.monotonic() + guard + 30
+    # Not before: each failed login counts against the controller, and sshd would keep it out for that:
+    # PerSourcePenalties in sshd_config(5).
+    time.sleep(guard)
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         time.sleep(2)
         if _login(host) is None and not _pending(host, role):
@@ -62,7 +66,7 @@ def _keep(role: str) -> str:
 def _login(host: Host) -> str | None:
     """Why a new login, or sudo there, does not work. None if it does."""
     try:
-        host.connect(raise_exceptions=True, show_errors=False)
+        connect_once(host)
         done, output = host.run_shell_command(StringCommand("sudo -n true"), _timeout=_PATIENCE)
     except Exception as error:  # whatever it is that keeps the controller out
         host.connected = False

@@ -12,6 +12,7 @@ from pyinfra.api.state import State
 
 from quench import facts
 from quench.operations import failure
+from quench.transport import connect_once
 
 # A container keeps the boot id of the machine that it runs on; its first process is another after a reboot.
 _BOOT = "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat"
@@ -82,7 +83,7 @@ def _come_back(state: State, host: Host, before: list[str], seconds: int) -> boo
     while time.monotonic() < deadline:
         time.sleep(2)
         try:
-            host.connect(raise_exceptions=True, show_errors=False)
+            connect_once(host)
             now = _boot_of(host) or now
             # Not before its units have started: some are what the run looks at next.
             if now != before and _has_started(host):
@@ -109,7 +110,7 @@ def _has_started(host: Host) -> bool:
 
 def _still_there(host: Host) -> bool:
     try:
-        host.connect(raise_exceptions=True, show_errors=False)
+        connect_once(host)
         return bool(_boot_of(host))
     except Exception:  # it is not
         return False

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any
 
 from paramiko import Channel, SSHException, Transport
+from pyinfra.api.host import Host
 from typing_extensions import override
+
+# paramiko logs each failed login with a traceback; pyinfra says in a line what it was.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 class _Transport(Transport):
@@ -33,6 +38,18 @@ def without_delay(sock: Any, **options: Any) -> Transport:
     if isinstance(sock, socket.socket) and sock.type == socket.SOCK_STREAM and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return _Transport(sock, **options)
+
+
+def connect_once(host: Host) -> None:
+    """Connect to a host that may be away, without the retries of the inventory: whoever waits for it asks again.
+
+    Raises:
+        Exception: whatever keeps the controller out.
+    """
+    data = getattr(getattr(host, "connector", None), "data", None)
+    if data is not None:
+        data["ssh_connect_retries"] = 0
+    host.connect(raise_exceptions=True, show_errors=False)
 
 
 # For `ssh_paramiko_connect_kwargs`, pyinfra's own key for arguments of paramiko's connect.

@@ -25,12 +25,14 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def example_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The certificates that inventories/example.py names, issued for this run, and its repositories' key."""
+    """The certificates that the example inventories name, issued for this run, and their repositories' key."""
     from quench import ca
 
     folder = tmp_path_factory.mktemp("secrets")
     ca.create(folder, "Test CA")
-    for name in ("llm.example.org", "10.0.30.14"):
+    for name in ("llm.example.org", "10.0.30.14", *(f"node{number}.example.org" for number in range(1, 5))):
         ca.issue(folder, [name])
+    for name in ("lb1.example.org", "lb2.example.org"):
+        ca.issue(folder, [name], client=True)
     shutil.copy(CHECKOUT / "tests" / "golden" / "keys" / "repository.asc", folder)
     return folder

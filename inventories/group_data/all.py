@@ -9,6 +9,11 @@ ssh_strict_host_key_checking = "yes"
 # Small packets go out at once, which makes a run several times faster.
 ssh_paramiko_connect_kwargs = transport.CONNECT_KWARGS
 
+# sshd drops connections for a while after failed logins, and while it is started anew.
+ssh_connect_retries = 3
+ssh_connect_retry_min_delay = 3.0
+ssh_connect_retry_max_delay = 6.0
+
 # --- firewall: the zones of the house --------------------------------------------------------------------------
 
 # Each role declares what it calls and who may call it, by the names of zones; nothing else passes, in or out. `quench

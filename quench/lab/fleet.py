@@ -233,6 +233,10 @@ def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
         "model": models.NAME,
         "model_revision": models.REVISION,
         "model_sha256": models.ensure_model(cache_folder() / "models"),
+        "name": f"{host.name}.{lab.name}.test",
+        "shared_name": f"llm.{lab.name}.test",
+        "client_certificate": str(lab.folder / "ca" / f"{host.name}.{lab.name}.test.crt"),
+        "client_private_key": f"file:{lab.folder / 'ca' / f'{host.name}.{lab.name}.test.key'}",
         "ca": str(lab.folder / "ca" / ca.CERTIFICATE),
         "certificate": str(lab.folder / "ca" / f"{host.address}.crt"),
         "private_key": f"file:{lab.folder / 'ca' / f'{host.address}.key'}",
@@ -292,7 +296,10 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
 def _bootstrap(machine: Machine, lab: Lab, host: LabHost) -> None:
     certificate = lab.folder / "ca" / f"{host.address}.crt"
     if not certificate.exists():
-        ca.issue(lab.folder / "ca", [host.address, f"{host.name}.{lab.name}.test"])
+        shared = [f"llm.{lab.name}.test"] if host.balancer else []
+        ca.issue(lab.folder / "ca", [host.address, f"{host.name}.{lab.name}.test", *shared])
+        if host.balancer:
+            ca.issue(lab.folder / "ca", [f"{host.name}.{lab.name}.test"], client=True)
     marker = lab.folder / f"{host.name}.hostkey"
     started = podman(machine, "inspect", "--format={{.Id}}", _container(lab, host.name))
     if marker.exists() and marker.read_text().startswith(started):

@@ -43,6 +43,11 @@ class LabHost:
         return next(zone for zone, (low, high) in ZONES.items() if low <= last <= high)
 
     @property
+    def balancer(self) -> bool:
+        """Whether the host stands in front of the others: `lb1`, `lb2`."""
+        return self.name.startswith("lb")
+
+    @property
     def plays(self) -> System:
         """The operating system, with what it is made of."""
         return SYSTEMS[self.system]
@@ -110,6 +115,11 @@ class Lab:
             six = (IPv6Address(f"{self.subnet6}::{low:x}"), IPv6Address(f"{self.subnet6}::{high:x}"))
             found[zone] = [str(network) for ends in (four, six) for network in summarize_address_range(*ends)]
         return found
+
+    @property
+    def balancers(self) -> list[LabHost]:
+        """The hosts in front of the others."""
+        return [host for host in self.hosts if host.balancer]
 
     @property
     def gateway(self) -> str:

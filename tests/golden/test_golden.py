@@ -14,14 +14,21 @@ from quench.render import write_tree
 
 GOLDEN = Path(__file__).parent
 # Certificates are the site's own, and new for each run of the tests.
-CERTIFICATES = ("tls.crt", "client-ca.crt")
+CERTIFICATES = ("tls.crt", "client-ca.crt", "balancer-ca.crt", "node.crt", "nodes-ca.crt")
+# Inventory, deploy file, and the hosts, if not all.
+TREES = [
+    ("example", "inference", ()),
+    ("medium", "balancer", ("balancers",)),
+    ("medium", "inference", ("node1.example.org", "node4.example.org")),
+]
 
 
 def rendered(out: Path) -> Path:
-    inventory = "inventories/example.py"
-    plan = make_plan(load_inventory(inventory), ["deploys/inference.py"])
-    assert offline_problems(plan, inventory) == []
-    assert write_tree(plan, out) > 0
+    for name, deploy, limit in TREES:
+        inventory = f"inventories/{name}.py"
+        plan = make_plan(load_inventory(inventory), [f"deploys/{deploy}.py"], limit=limit)
+        assert offline_problems(plan, inventory) == []
+        assert write_tree(plan, out / name) > 0
     for certificate in [path for name in CERTIFICATES for path in out.rglob(name)]:
         certificate.unlink()
     for manifest in out.rglob("MANIFEST"):
@@ -40,7 +47,7 @@ def differences(comparison: filecmp.dircmp[str], path: str = "") -> list[str]:
     return here
 
 
-def test_the_example_renders_to_the_golden_tree(
+def test_the_examples_render_to_the_golden_trees(
     tmp_path: Path, example_secrets: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
@@ -50,11 +57,12 @@ def test_the_example_renders_to_the_golden_tree(
     link.symlink_to(example_secrets)
     monkeypatch.setenv("QUENCH_SECRETS", str(link))
     new = rendered(tmp_path / "new")
-    golden = GOLDEN / "example"
-    if request.config.getoption("--update"):
-        shutil.rmtree(golden, ignore_errors=True)
-        shutil.copytree(new, golden)
-    found = differences(filecmp.dircmp(golden, new))
+    found = []
+    for name in {name for name, _, _ in TREES}:
+        if request.config.getoption("--update"):
+            shutil.rmtree(GOLDEN / name, ignore_errors=True)
+            shutil.copytree(new / name, GOLDEN / name)
+        found += differences(filecmp.dircmp(GOLDEN / name, new / name))
     assert found == [], "read the change with `make update-golden` and `git diff`"
 
 
@@ -64,14 +72,14 @@ def test_rendering_twice_gives_the_same_bytes(
     monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
     first, second = rendered(tmp_path / "first"), rendered(tmp_path / "second")
     assert differences(filecmp.dircmp(first, second)) == []
-    assert (first / "node1.example.org" / "etc/nginx/nginx.conf").exists()
+    assert (first / "example" / "node1.example.org" / "etc/nginx/nginx.conf").exists()
 
 
 def test_no_secret_is_rendered(tmp_path: Path, example_secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
     monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
     bodies = [path.read_text().splitlines()[1] for path in example_secrets.glob("*.key")]
-    assert len(bodies) == 3
+    assert len(bodies) == 9
     for path in rendered(tmp_path / "new").rglob("*"):
         if path.is_file():
             text = path.read_text()

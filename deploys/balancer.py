@@ -1,0 +1,20 @@
+"""Balancers: one address for all nodes of the group `inference`.
+
+pyinfra inventories/prod.py deploys/balancer.py --limit balancers
+"""
+
+from quench import peers, preflight
+from roles.base import base
+from roles.firewall import firewall
+from roles.haproxy import haproxy
+from roles.hardening import hardening
+from roles.logrotate import logrotate
+from roles.nginx import node
+from roles.vllm import served
+
+preflight()
+base()
+haproxy_logs = haproxy([node(peer, served(peer)) for peer in peers("inference")])
+sudo_logs = hardening()
+logrotate(haproxy_logs, sudo_logs)
+firewall()

@@ -1,0 +1,51 @@
+"""Balancers: one address, one keyring, and a pool of nodes for each model.
+
+Which nodes there are, and what they serve, is read from the group `inference`. Each key belongs to the role that its
+prefix names; docs/reference/ has all keys of each role with their types and defaults.
+"""
+
+# --- base: what every host has ---------------------------------------------------------------------------------
+
+base_admin_user = "ops"
+base_admin_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleEx ops@example.org"]
+base_ntp_servers = ["ntp1.example.org", "ntp2.example.org"]
+
+# --- firewall: where the host is, and what is relaxed -----------------------------------------------------------
+
+firewall_zone = "dmz"
+firewall_relaxations = {"world-out": "packages come from their publishers' servers"}
+
+# --- haproxy: the one address ----------------------------------------------------------------------------------
+
+haproxy_server_name = "llm.example.org"
+
+# The keyring. `quench key` makes a key and shows it once; here stands only its hash. A client that changes over
+# has two keys for a while. A key that is past its day is refused, without a run. (No key has the hashes below.)
+haproxy_clients = {
+    "team-a": {
+        "keys": [
+            {
+                "sha256": "0000000000000000000000000000000000000000000000000000000000000001",
+                "expires": "2030-06-30",
+            }
+        ],
+        "requests_per_minute": 120,
+        "concurrent": 16,
+    },
+    "batch": {
+        "keys": [
+            {
+                "sha256": "0000000000000000000000000000000000000000000000000000000000000002",
+                "expires": "2030-06-30",
+            }
+        ],
+        "models": ["llama-3.3-70b"],
+        "requests_per_minute": 600,
+        "concurrent": 4,
+    },
+}
+
+# --- logrotate: how long logs are kept -------------------------------------------------------------------------
+
+# Six years, where HIPAA makes the access log a record (45 CFR 164.316(b)(2)(i)). Shorter where it does not.
+logrotate_keep_days = 2190

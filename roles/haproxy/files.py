@@ -1,0 +1,201 @@
+"""Files of the haproxy role."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quench import (
+    Engine,
+    LogFiles,
+    Managed,
+    ManagedDirectory,
+    ManagedFile,
+    Node,
+    Route,
+    certificates,
+    template,
+)
+from quench.contracts import HEALTH_CLIENT
+from quench.keyring import expires
+from roles.haproxy.settings import HaproxySettings
+
+UNIT = "haproxy.service"
+ROUTER = "body-router.service"
+_USER = "haproxy"
+# nginx and its script read what HAProxy cannot hold. socat: the way to HAProxy's socket.
+PACKAGES = ["haproxy", "libnginx-mod-http-js", "nginx", "socat"]
+LOGS = LogFiles(service="haproxy", paths=("/var/log/haproxy/access.json",), owner="root", reopen="")
+FOLDER = "/etc/haproxy/quench"
+MAPS = (f"{FOLDER}/keys.map", f"{FOLDER}/lists.map", f"{FOLDER}/pools.map")
+
+# As the user that the unit has, so that it also tells whether the keys can be read.
+_AS_USER = f"setpriv --reuid={_USER} --regid={_USER} --init-groups"
+_CHECK = f"cd / && {_AS_USER} haproxy -c -f /etc/haproxy/haproxy.cfg"
+_ROUTER_CHECK = f"{_AS_USER} nginx -t -q -c /etc/haproxy/body-router/nginx.conf -g 'pid /dev/null;'"
+
+# What a log line holds. HAProxy 3.0 could write JSON by itself; 2.6, in Debian 12, cannot.
+_LOG = {
+    "time": '"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"',
+    "request_id": '"%ID"',
+    "client": '"%[var(txn.client)]"',
+    "model": '"%[var(txn.served)]"',
+    "method": '"%HM"',
+    "path": '"%[var(txn.path),json(utf8s)]"',
+    "status": "%ST",
+    "bytes_in": "%U",
+    "bytes_out": "%B",
+    "milliseconds": "%Ta",
+    "queued": "%Tw",
+    "connect": "%Tc",
+    "first_byte": "%Tr",
+    "node": '"%s"',
+    "end": '"%ts"',
+    "address": '"%ci"',
+    "tls": '"%sslv"',
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The nodes that serve a model, and how they are asked whether it answers."""
+
+    model: str
+    nodes: tuple[Node, ...]
+    engines: tuple[Engine, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the backend."""
+        return f"pool_{self.model}"
+
+    @property
+    def concurrent(self) -> int:
+        """Requests that each of the nodes can work on."""
+        return min(engine.concurrent for engine in self.engines)
+
+    @property
+    def probe_path(self) -> str:
+        """What the health check calls."""
+        paths = {route.path for engine in self.engines for route in engine.routes}
+        return "/v1/completions" if "/v1/completions" in paths else "/v1/embeddings"
+
+    @property
+    def probe_body(self) -> str:
+        """The smallest piece of real work."""
+        work: dict[str, object] = {"prompt": "1", "max_tokens": 1}
+        if self.probe_path == "/v1/embeddings":
+            work = {"input": "1"}
+        return json.dumps({"model": self.model, **work})
+
+
+def pools(nodes: Sequence[Node]) -> list[Pool]:
+    """A pool for each model that the nodes serve."""
+    found: dict[str, list[tuple[Node, Engine]]] = {}
+    for node in nodes:
+        for engine in node.engines:
+            found.setdefault(engine.model, []).append((node, engine))
+    return [
+        Pool(model, tuple(node for node, _ in pairs), tuple(engine for _, engine in pairs))
+        for model, pairs in sorted(found.items())
+    ]
+
+
+def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
+    """All files of the role, for these nodes."""
+    routes = {route for node in nodes for engine in node.engines for route in engine.routes}
+    fields = ",".join(f'"{name}":{value}' for name, value in _LOG.items())
+    values: dict[str, object] = {
+        "settings": settings,
+        "pools": pools(nodes),
+        "routes": sorted(routes | {Route("GET", "/v1/models")}),
+        "folder": FOLDER,
+        "health_client": HEALTH_CLIENT,
+        "log_format": f"{{{fields}}}",
+        "user": _USER,
+    }
+    return [
+        ManagedDirectory("/var/lib/haproxy", owner=_USER, group=_USER, mode=0o750),
+        ManagedDirectory("/var/log/haproxy", group="adm", mode=0o750),
+        ManagedDirectory(FOLDER, group=_USER, mode=0o750),
+        ManagedFile(
+            "/etc/haproxy/haproxy.cfg",
+            template("haproxy", "/etc/haproxy/haproxy.cfg", values),
+            check=_CHECK,
+            reloads=UNIT,
+        ),
+        *(
+            ManagedFile(path, text, group=_USER, mode=0o640)
+            for path, text in zip(MAPS, _maps(settings, nodes), strict=True)
+        ),
+        *_certificates(settings),
+        ManagedFile(
+            "/etc/haproxy/body-router/nginx.conf",
+            template("haproxy", "/etc/haproxy/body-router/nginx.conf", values),
+            check=_ROUTER_CHECK,
+            reloads=ROUTER,
+        ),
+        ManagedFile(
+            "/etc/haproxy/body-router/router.js",
+            template("haproxy", "/etc/haproxy/body-router/router.js", values, comment="//"),
+            check=_ROUTER_CHECK,
+            reloads=ROUTER,
+        ),
+        ManagedFile(
+            "/etc/systemd/system/nginx.service.d/quench.conf",
+            template("haproxy", "/etc/systemd/system/nginx.service.d/quench.conf", values),
+        ),
+        ManagedFile(
+            f"/etc/systemd/system/{ROUTER}",
+            template("haproxy", f"/etc/systemd/system/{ROUTER}", values),
+            check=f"systemd-analyze verify --man=no {ROUTER}",
+            restarts=ROUTER,
+        ),
+        ManagedFile(
+            f"/etc/systemd/system/{UNIT}",
+            template("haproxy", f"/etc/systemd/system/{UNIT}", values),
+            check=f"systemd-analyze verify --man=no {UNIT}",
+            restarts=UNIT,
+        ),
+    ]
+
+
+def _certificates(settings: HaproxySettings) -> list[ManagedFile]:
+    pairs = (
+        ("tls", settings.certificate, settings.private_key),
+        ("node", settings.node_certificate, settings.node_private_key),
+    )
+    found = [
+        ManagedFile(f"{FOLDER}/nodes-ca.crt", certificates.text(settings.node_ca), check=_CHECK, reloads=UNIT),
+    ]
+    for name, certificate, key in pairs:
+        found += [
+            ManagedFile(f"{FOLDER}/{name}.crt", certificates.text(certificate), check=_CHECK, reloads=UNIT),
+            # HAProxy looks for the key under this name: ssl-load-extra-files.
+            ManagedFile(
+                f"{FOLDER}/{name}.crt.key",
+                f"{key}\n",
+                group=_USER,
+                mode=0o640,
+                check=_CHECK,
+                reloads=UNIT,
+                secrets=(key,),
+            ),
+        ]
+    return found
+
+
+def _maps(settings: HaproxySettings, nodes: Sequence[Node]) -> tuple[str, str, str]:
+    served = [pool.model for pool in pools(nodes)]
+    keys, lists, pooled = [], [], []
+    for name, client in sorted(settings.clients.items()):
+        models = [model for model in served if client.models is None or model in client.models]
+        limits = f"{client.requests_per_minute}|{client.concurrent}"
+        keys += [f"{key.sha256} {name}|{expires(key)}|{limits}" for key in client.keys]
+        data = [{"id": model, "object": "model", "created": 0, "owned_by": "quench"} for model in models]
+        lists.append(f"{name} {json.dumps({'object': 'list', 'data': data})}")
+        pooled += [f"{name}/{model} pool_{model}" for model in models]
+    texts = (keys, lists, pooled)
+    # Read into the running process line by line: a comment there would be an entry.
+    return tuple("".join(f"{line}\n" for line in text) for text in texts)  # type: ignore[return-value]
