@@ -41,16 +41,16 @@ class Connection:
         self.number = number
         self.reader = reader
         self.writer = writer
+        self.socket = writer.get_extra_info("socket")
         self.served = 0
         self.timed_out = False
 
     def usable(self) -> bool:
         """Whether the server has left it open while it was idle. httpx asks the same before it sends."""
-        descriptor = self.writer.get_extra_info("socket").fileno()
-        if descriptor < 0 or self.writer.is_closing() or self.reader.at_eof():
+        if self.socket.fileno() < 0 or self.writer.is_closing() or self.reader.at_eof():
             return False
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
+        poll.register(self.socket, select.POLLIN)
         # Between answers there is nothing to read but an end.
         return not poll.poll(0)
 

@@ -70,7 +70,10 @@ class Load:
 
 
 class Tally:
-    """What has become of the requests so far. Can be asked at any time, while the load runs and after it."""
+    """What has become of the requests so far. Can be asked at any time, while the load runs and after it.
+
+    Whatever is asked, it is a LoadError if the load generator has died.
+    """
 
     def __init__(self, record: Path, process: subprocess.Popen[bytes]) -> None:
         self._record = open(record, "rb")  # noqa: SIM115  closed with the load
@@ -110,12 +113,12 @@ class Tally:
         """Wait until something is true of the tally, such as `lambda tally: tally.flowing >= 5000`.
 
         Raises:
-            LoadError: it is not after so many seconds, or the load generator has died.
+            LoadError: it is not after so many seconds, or the load has ended.
         """
         end = time.monotonic() + seconds
         while not until(self):
             if self._process.poll() is not None:
-                raise LoadError(f"the load generator ended by itself, with {self._process.returncode}")
+                raise LoadError("the load has come to its limit")
             if time.monotonic() > end:
                 bad = "".join(f"\n{request}" for request in self.bad[-3:])
                 raise LoadError(
@@ -137,6 +140,11 @@ class Tally:
     def _read(self) -> None:
         if self._record.closed:
             return
+        if code := self._process.poll():
+            raise LoadError(f"the load generator ended with {code}; what it said stands above")
+        self._take()
+
+    def _take(self) -> None:
         *lines, self._rest = (self._rest + self._record.read()).split(b"\n")
         for line in lines:
             if line.startswith(b'{"state"'):
@@ -145,7 +153,7 @@ class Tally:
                 self._requests.append(parse(line))
 
     def _close(self) -> None:
-        self._read()
+        self._take()
         self._record.close()
 
 
@@ -174,7 +182,7 @@ def running(load: Load) -> Iterator[Tally]:
             yield tally
             process.stdin.close()
             if code := process.wait(load.finish + 30):
-                raise LoadError(f"the load generator ended with {code}")
+                raise LoadError(f"the load generator ended with {code}; what it said stands above")
         finally:
             if process.poll() is None:
                 process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -141,11 +142,19 @@ class Summary:
         return {**data, "ok": self.ok, "refused": self.refused, "failed": self.failed, "truncated": self.truncated}
 
     def text(self) -> str:
-        """A table for people, with the first bad ones below it."""
+        """A table for people, and below it what was wrong: how often, and the first of each kind."""
         names = ("requests", "ok", "refused", "failed", "truncated", "stopped", "words")
-        times = ("latency_p50", "latency_p99", "latency_max", "first_word_p50", "first_word_p99", "gap_p99", "gap_max")
+        seconds = (
+            "latency_p50",
+            "latency_p99",
+            "latency_max",
+            "first_word_p50",
+            "first_word_p99",
+            "gap_p99",
+            "gap_max",
+        )
         lines = [f"{'':16}{'plain':>12}{'streams':>12}"]
-        for name in (*names, *times):
+        for name in (*names, *seconds):
             values = [getattr(self.plain, name), getattr(self.streams, name)]
             lines.append(f"{name:16}" + "".join(f"{_cell(value):>12}" for value in values))
         lines.append(
@@ -153,7 +162,14 @@ class Summary:
             f"opened; the load generator took {self.cpu:.0%} of a core, and was late itself by "
             f"{self.lateness_p99 * 1000:.0f} ms (p99), {self.lateness_max * 1000:.0f} ms (most)"
         )
-        return "\n".join([*lines, *(str(request) for request in self.bad[:20])])
+        first: dict[tuple[str, str, str], Request] = {}
+        times: Counter[tuple[str, str, str]] = Counter()
+        for request in self.bad:
+            reason = (request.kind, request.outcome, request.error)
+            first.setdefault(reason, request)
+            times[reason] += 1
+        lines += [f"{number} times, first: {first[reason]}" for reason, number in times.most_common(20)]
+        return "\n".join(lines)
 
 
 def summarise(

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from tests.load import Load, running
+from tests.load import Load, LoadError, running
 from tests.load.answer import Answer, Events, Malformed
 from tests.load.generator import Generator, line_of
 from tests.load.tally import Request, parse, percentile, summarise
@@ -352,7 +352,7 @@ def test_the_summary_counts_each_kind_and_a_part_of_the_time():
     assert (found.plain.latency_p50, found.streams.latency_max, found.streams.first_word_p50) == (3, 2, 1)
     assert [request.number for request in found.bad] == [3, 4]
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["failed"] == 1
-    assert "truncated" in found.text()
+    assert "1 times, first: plain 3 failed" in found.text()
     assert parse(line_of(requests[3]).encode()) == requests[3]
 
 
@@ -390,6 +390,8 @@ def test_a_process_of_its_own_sends_over_tls_and_checks_the_certificate(pki):
         with running(other) as tally:
             tally.wait(lambda tally: tally.count()["failed"] > 0, 10)
         assert "CERTIFICATE_VERIFY_FAILED" in tally.bad[0].error
+        with pytest.raises(LoadError, match="ended with 1"), running(Load("127.0.0.1", port, "no.crt")) as tally:
+            tally.wait(lambda tally: tally.open > 0, 10)
     finally:
         end()
         thread.join()
