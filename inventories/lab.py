@@ -57,6 +57,7 @@ def _balancer(host, lab):
         "haproxy_node_private_key": data["client_private_key"],
         "haproxy_node_ca": data["ca"],
         "haproxy_client_zones": ["management", "app"],
+        "haproxy_metrics_zones": ["management", "monitoring"],
         # A lab host may have 20000 files open.
         "haproxy_connections": 8000,
         "haproxy_clients": _clients(data),

@@ -141,6 +141,16 @@ def remove_host(name: str, host: str) -> None:
     replace(lab, hosts=[other for other in lab.hosts if other.name != host]).save()
 
 
+def kill_host(lab: Lab, host: str) -> None:
+    """End a host at once, as a power cut does. It stays away until `start_host`."""
+    podman(machines.detect(), "stop", "--time=0", _container(lab, host))
+
+
+def start_host(lab: Lab, host: str) -> None:
+    """Start a host that was killed."""
+    podman(machines.detect(), "start", _container(lab, host))
+
+
 def host_status(lab: Lab) -> dict[str, str]:
     """Systemd's own word on each host: `running`, `degraded`, `starting`, or `absent`."""
     machine = machines.detect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,14 +26,17 @@ _FAMILY = {
 
 
 def hosts_of(name: str, specs: Sequence[HostSpec]) -> Iterator[dict[str, Node]]:
-    """A lab of bare hosts, by their names."""
-    with suppress(LabError):
-        fleet.down(name)
+    """A lab of bare hosts, by their names. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
+    keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
+    if not keep:
+        with suppress(LabError):
+            fleet.down(name)
     lab = fleet.up_hosts(name, specs, engine="stand-in")
     try:
         yield {spec.name: Node(lab, spec.name) for spec in specs}
     finally:
-        fleet.down(name)
+        if not keep:
+            fleet.down(name)
 
 
 def bare_again(node: Node) -> Node:

@@ -18,6 +18,7 @@ from quench.lab.state import Lab
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEPLOY = "deploys/inference.py"
+BALANCER_DEPLOY = "deploys/balancer.py"
 MODEL = "tiny-llama"
 
 # An inventory that is the lab's, but for some keys. CHANGES is filled in for each test.
@@ -26,13 +27,20 @@ import runpy
 
 _CHANGES = {changes}
 _HOSTS = {hosts}
-inference = [
-    (name, {{**{{key: value for key, value in data.items() if key not in _CHANGES.get("remove", [])}},
-             **_CHANGES.get(name, _CHANGES.get("*", {{}}))}})
-    for name, data in runpy.run_path("inventories/lab.py")["inference"]
-    if _HOSTS is None or name in _HOSTS
-]
-inference += _CHANGES.get("add", [])
+
+
+def _changed(hosts):
+    return [
+        (name, {{**{{key: value for key, value in data.items() if key not in _CHANGES.get("remove", [])}},
+                 **_CHANGES.get(name, _CHANGES.get("*", {{}}))}})
+        for name, data in hosts
+        if _HOSTS is None or name in _HOSTS
+    ]
+
+
+_LAB = runpy.run_path("inventories/lab.py")
+inference = _changed(_LAB["inference"]) + _CHANGES.get("add", [])
+balancers = _changed(_LAB["balancers"])
 """
 
 

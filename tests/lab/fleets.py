@@ -1,0 +1,77 @@
+"""A fleet for tests: balancers in front of nodes with a stand-in engine."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpus import hosts_of
+from support import BALANCER_DEPLOY, DEPLOY, Node, Run, run_pyinfra, write_inventory
+
+from quench.lab.state import HostSpec
+from tests.load.load import Load
+
+BALANCERS = (HostSpec("lb1", "debian-12", zone="dmz"), HostSpec("lb2", "debian-13", zone="dmz"))
+
+
+@dataclass
+class Fleet:
+    """Balancers and nodes, and what the inventory of the lab is changed by."""
+
+    balancers: list[Node]
+    nodes: list[Node]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What clients call it: in the certificates of the balancers."""
+        return f"llm.{self.balancers[0].lab.name}.test"
+
+    def load(self, **options: Any) -> Load:
+        """A load on the first balancer, or on the address that is given."""
+        first = self.balancers[0]
+        settings = {"address": first.address, "ca": first.ca, "server_name": self.name, "key": first.key}
+        return Load(**{**settings, **options})
+
+
+def ask(balancer: Node, command: str) -> str:
+    """What HAProxy says to a command on its socket."""
+    return balancer.root(f"echo '{command}' | socat -t 5 - /run/haproxy/admin.sock")
+
+
+def servers(balancer: Node) -> dict[str, dict[str, str]]:
+    """The nodes of all pools as a balancer sees them, by name."""
+    rows = csv.DictReader(ask(balancer, "show stat").removeprefix("# ").splitlines())
+    return {row["svname"]: row for row in rows if row["pxname"].startswith("pool_") and row["svname"] != "BACKEND"}
+
+
+def provision(fleet: Fleet, folder: Path, *options: str) -> list[Run]:
+    """Nodes and balancers at the same time: neither needs the other to come up."""
+
+    def run(part: tuple[str, str]) -> Run:
+        group, deploy = part
+        mine = folder / group
+        mine.mkdir(parents=True, exist_ok=True)
+        inventory = write_inventory(mine, fleet.changes)
+        return run_pyinfra(
+            fleet.nodes[0], "-y", "--limit", group, *options, inventory=inventory, deploy=deploy, timeout=600
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, (("inference", DEPLOY), ("balancers", BALANCER_DEPLOY))))
+
+
+def fleet_of(name: str, folder: Path, specs: Sequence[HostSpec], **changes: Any) -> Iterator[Fleet]:
+    """A provisioned fleet of these hosts."""
+    for hosts in hosts_of(name, specs):
+        fleet = Fleet(
+            [node for host, node in hosts.items() if host.startswith("lb")],
+            [node for host, node in hosts.items() if not host.startswith("lb")],
+            changes,
+        )
+        assert [run.text[-3000:] for run in provision(fleet, folder) if run.code != 0] == []
+        yield fleet

@@ -1,0 +1,383 @@
+"""Balancers in front of nodes: who gets in, to which model, and what happens when a part goes away. The engine is the
+stand-in; HAProxy, nginx, TLS, keys and every packet are real."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from fleets import BALANCERS, Fleet, ask, fleet_of, provision, servers
+from support import MODEL, Node
+
+from quench.lab import fleet as lab_fleet
+from quench.lab.state import HostSpec
+from tests.load.load import running
+
+CHAT = "/v1/chat/completions"
+SPECS = (*BALANCERS, HostSpec("node1", "debian-12"), HostSpec("node2", "debian-13"), HostSpec("node3", "debian-12"))
+
+
+def key_of(name: str) -> str:
+    return f"sk-{name}"
+
+
+def entry(name: str, expires: str = "2099-01-01") -> dict[str, str]:
+    return {"sha256": hashlib.sha256(key_of(name).encode()).hexdigest(), "expires": expires}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    clients = {
+        "demo": {"keys": [entry("demo")], "requests_per_minute": 60000, "concurrent": 5000},
+        "slow": {"keys": [entry("slow")], "requests_per_minute": 3},
+        "narrow": {"keys": [entry("narrow")], "concurrent": 2, "requests_per_minute": 6000},
+        "late": {"keys": [entry("late", "2020-01-01")]},
+        "other": {"keys": [entry("other")], "models": []},
+        "two": {"keys": [entry("two-old"), entry("two-new")]},
+    }
+    changes = {name: {"haproxy_clients": clients, "haproxy_body_mebibytes": 2} for name in ("lb1", "lb2")}
+    yield from fleet_of("test-fleet", tmp_path_factory.mktemp("fleet"), SPECS, **changes)
+
+
+class Answer:
+    """Status, headers and body of an answer over HTTP/1.1."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status, self.headers, self.body = response.status, response.headers, response.read()
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.body)["error"]
+        return found
+
+
+def call(
+    host: Node,
+    path: str,
+    *,
+    key: str = "demo",
+    body: Any = None,
+    chunked: bool = False,
+    port: int = 443,
+    certificate: str = "",
+    **more: str,
+) -> Answer:
+    """A request to a host, over TLS that is checked against the lab's CA."""
+    context = ssl.create_default_context(cafile=host.ca)
+    context.check_hostname = False
+    if certificate:
+        context.load_cert_chain(certificate, certificate.removesuffix("crt") + "key")
+    connection = http.client.HTTPSConnection(host.address, port, context=context, timeout=30)
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {
+        "Content-Type": "application/json",
+        **more,
+        **({"Authorization": f"Bearer {key_of(key)}"} if key else {}),
+    }
+    parts = (data[at : at + 10000] for at in range(0, len(data), 10000)) if chunked and data else data
+    connection.request("GET" if data is None else "POST", path, parts, headers, encode_chunked=chunked)
+    try:
+        return Answer(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def question(**more: Any) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": "a question nobody may log"}],
+        "model": MODEL,
+        "max_tokens": 1,
+        **more,
+    }
+
+
+@pytest.fixture
+def balancer(fleet: Fleet) -> Node:
+    return fleet.balancers[0]
+
+
+def test_a_second_run_changes_nothing(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for run in provision(fleet, tmp_path_factory.mktemp("second"), "--json"):
+        assert run.code == 0, run.text[-3000:]
+        assert (run.totals["success"], run.totals["hosts"] > 0) == (0, True)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_openais_client_gets_models_answers_and_streams(fleet: Fleet, number: int) -> None:
+    balancer = fleet.balancers[number]
+    transport = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile=balancer.ca))
+    with openai.OpenAI(base_url=balancer.base_url, api_key=key_of("demo"), http_client=transport) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        messages: Any = [{"role": "user", "content": "hello"}]
+        whole = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4)
+        assert whole.choices[0].message.content == "I am the stand-in "
+        stream = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4, stream=True)
+        assert [part.choices[0].delta.content for part in stream] == ["I ", "am ", "the ", "stand-in "]
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="other", messages=messages)
+
+
+@pytest.mark.parametrize("change", ["upper", "longer", "shorter", "empty", "hash"])
+def test_a_key_that_is_almost_right_is_wrong(balancer: Node, change: str) -> None:
+    key = {
+        "upper": "DEMO", "longer": "demo1", "shorter": "dem", "empty": "",
+        "hash": entry("demo")["sha256"],
+    }[change]  # fmt: skip
+    answer = call(balancer, "/v1/models", key=key)
+    assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.error["type"] == "authentication_error"
+
+
+def test_the_key_may_come_as_x_api_key_and_an_old_one_beside_a_new_one(balancer: Node) -> None:
+    assert call(balancer, "/v1/models", key="", **{"X-API-Key": key_of("demo")}).status == 200
+    assert [call(balancer, "/v1/models", key=name).status for name in ("two-old", "two-new")] == [200, 200]
+
+
+def test_an_expired_key_is_refused_without_a_run(balancer: Node) -> None:
+    assert call(balancer, "/v1/models", key="late").status == 401
+    # One that expires now: HAProxy's own clock says when.
+    sha256, path = entry("brief")["sha256"], "/etc/haproxy/quench/keys.map"
+    soon = int(time.time()) + 3
+    ask(balancer, f"add map {path} {sha256} demo|{soon}|60000|100")
+    try:
+        assert call(balancer, "/v1/models", key="brief").status == 200
+        time.sleep(max(0.0, soon - time.time()) + 1)
+        assert call(balancer, "/v1/models", key="brief").status == 401
+    finally:
+        ask(balancer, f"del map {path} {sha256}")
+
+
+def test_a_client_sees_and_uses_only_its_models(balancer: Node) -> None:
+    assert json.loads(call(balancer, "/v1/models", key="other").body)["data"] == []
+    answer = call(balancer, CHAT, key="other", body=question())
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+def test_too_many_requests_are_429_and_only_for_that_client(balancer: Node) -> None:
+    answers = [call(balancer, "/v1/models", key="slow") for _ in range(5)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
+    assert int(answers[-1].headers["Retry-After"]) > 0
+    assert call(balancer, "/v1/models").status == 200
+
+
+def test_too_many_requests_at_the_same_time_are_429(balancer: Node) -> None:
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: call(balancer, CHAT, key="narrow", body=question(max_tokens=60)), range(5)))
+    assert sorted(answer.status for answer in answers) == [200, 200, 429, 429, 429]
+    assert call(balancer, CHAT, key="narrow", body=question()).status == 200
+
+
+# A byte is a byte: 48 KiB fits HAProxy's buffer, the others go by way of the body router.
+@pytest.mark.parametrize("size", [100, 40_000, 60_000, 70_000, 1_900_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_model_is_found_behind_a_prompt_of_any_size(balancer: Node, size: int, chunked: bool) -> None:
+    answer = call(balancer, CHAT, chunked=chunked, body=question(messages=[{"role": "user", "content": "x" * size}]))
+    assert answer.status == 200, answer.body
+    assert json.loads(answer.body)["model"] == MODEL
+    wrong = question(messages=[{"role": "user", "content": "x" * size}]) | {"model": "other"}
+    answer = call(balancer, CHAT, chunked=chunked, body=wrong)
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+def test_a_stream_behind_a_large_prompt_comes_word_by_word(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    context = ssl.create_default_context(cafile=balancer.ca)
+    context.check_hostname = False
+    connection = http.client.HTTPSConnection(balancer.address, context=context, timeout=30)
+    body = json.dumps(question(messages=[{"role": "user", "content": "x" * 500_000}], stream=True, max_tokens=50))
+    connection.request("POST", CHAT, body, {"Authorization": f"Bearer {key_of('demo')}"})
+    response = connection.getresponse()
+    response.readline()
+    first = time.monotonic()
+    text = response.read()
+    connection.close()
+    assert text.rstrip().endswith(b"data: [DONE]")
+    # 49 words at 20 ms each come after the first.
+    assert time.monotonic() - first > 0.7
+
+
+def test_a_request_that_is_too_large_is_413_before_it_is_sent(balancer: Node) -> None:
+    context = ssl.create_default_context(cafile=balancer.ca)
+    context.check_hostname = False
+    connection = http.client.HTTPSConnection(balancer.address, context=context, timeout=30)
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Authorization", f"Bearer {key_of('demo')}")
+    connection.putheader("Content-Length", str(2 * 1048576 + 1))
+    connection.endheaders()
+    answer = Answer(connection.getresponse())
+    connection.close()
+    assert (answer.status, answer.error["type"]) == (413, "invalid_request_error")
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"model": 5}', b'{"model": {"a": 1}}', b'{"x": "model"}'])
+def test_a_request_that_names_no_model_is_refused(balancer: Node, body: bytes) -> None:
+    answer = call(balancer, CHAT, body=body or b" ")
+    assert answer.status in (400, 404)
+    assert answer.error["type"] == "invalid_request_error"
+
+
+def test_a_model_that_is_named_twice_opens_no_other(balancer: Node) -> None:
+    # HAProxy takes the first name, JSON readers the last. The engine answers to its own name alone, and the stand-in
+    # does not look at it: so what counts is to which pool the request went.
+    twice = b'{"model": "other", "messages": [], "max_tokens": 1, "model": "tiny-llama"}'
+    assert call(balancer, CHAT, body=twice).status == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/metrics", "/health", "/v1/models/", "//v1/models", "/V1/models", "/v1/%6dodels", "/v1/models?x=1",
+     "/v1/load_lora_adapter", "/tokenize", "/v1/../v1/models", "/version", "/openapi.json"],
+)  # fmt: skip
+def test_what_is_not_listed_is_not_there(balancer: Node, path: str) -> None:
+    assert call(balancer, path).status == 404
+    assert call(balancer, path, key="").status == 404
+
+
+def test_the_clients_own_words_on_who_it_is_are_dropped(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    lies = {"X-Client-Id": "root", "X-Model": "other", "X-Request-Id": "mine", "Cookie": "a=b"}
+    answer = call(balancer, CHAT, body=question(), **lies)
+    assert answer.status == 200
+    assert answer.headers["X-Request-Id"] != "mine"
+    assert set(json.loads(answer.body)["stand_in"]["headers"]) == {
+        "host",
+        "content-type",
+        "content-length",
+        "x-request-id",
+    }
+    line = next(line for line in log(balancer) if line["request_id"] == answer.headers["X-Request-Id"])
+    assert (line["client"], line["model"], line["path"], line["status"]) == ("demo", MODEL, CHAT, 200)
+    node = next(node for node in fleet.nodes if node.name == line["node"])
+    same = [json.loads(text) for text in node.root("tail -n 50 /var/log/nginx/access.json").splitlines()]
+    assert [(row["client"], row["model"]) for row in same if row["request_id"] == line["request_id"]] == [
+        ("demo", MODEL)
+    ]
+
+
+def log(balancer: Node) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in balancer.root("tail -n 200 /var/log/haproxy/access.json").splitlines()]
+
+
+def test_logs_hold_no_key_and_no_prompt(fleet: Fleet) -> None:
+    for host in (*fleet.balancers, *fleet.nodes):
+        text = host.root("cat /var/log/haproxy/* /var/log/nginx/* 2>/dev/null; journalctl --output cat")
+        assert "a question nobody may log" not in text and key_of("demo") not in text
+
+
+def test_a_node_lets_balancers_in_and_nobody_else(fleet: Fleet) -> None:
+    node, balancer = fleet.nodes[0], fleet.balancers[0]
+    # The controller is in a zone that may reach the port, and has no certificate; nor does its key help.
+    assert call(node, CHAT, body=question()).status == 400
+    folder = balancer.lab.folder / "ca"
+    certificate = str(folder / f"lb1.{balancer.lab.name}.test.crt")
+    lines = {"X-Client-Id": "demo", "X-Model": MODEL}
+    assert call(node, CHAT, key="", body=question(), certificate=certificate, **lines).status == 200
+    assert (
+        call(node, CHAT, key="", body=question(), certificate=certificate, **{**lines, "X-Model": "other"}).status
+        == 404
+    )
+    # A certificate of the same CA and of another name.
+    other = str(folder / f"{node.address}.crt")
+    assert call(node, CHAT, key="", body=question(), certificate=other, **lines).status in (400, 401)
+
+
+def test_tls_1_2_is_refused(balancer: Node) -> None:
+    context = ssl.create_default_context(cafile=balancer.ca)
+    context.check_hostname = False
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    connection = http.client.HTTPSConnection(balancer.address, context=context, timeout=10)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        connection.request("GET", "/v1/models")
+
+
+def test_prometheus_finds_counters(balancer: Node) -> None:
+    text = call(balancer, "/metrics", key="", port=8405).body.decode()
+    assert 'haproxy_server_status{proxy="pool_tiny-llama",server="node1",state="UP"} 1' in text
+
+
+def test_a_node_whose_engine_does_not_answer_is_taken_out_though_its_ports_are_open(fleet: Fleet) -> None:
+    balancer, node = fleet.balancers[0], fleet.nodes[2]
+    # It takes connections and says nothing: a GPU that hangs.
+    process = node.root("systemctl show --property MainPID --value vllm@tiny-llama.service")
+    node.root(f"kill -STOP {process}")
+    try:
+        assert wait(lambda: servers(balancer)[node.name]["status"].startswith("DOWN"), 30)
+        assert call(balancer, CHAT, body=question()).status == 200
+    finally:
+        node.root(f"kill -CONT {process}")
+    assert wait(lambda: servers(balancer)[node.name]["status"] == "UP", 30)
+
+
+def wait(condition: Any, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def test_a_drained_node_gets_nothing_more_and_finishes_what_it_has(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    with running(fleet.load(key=key_of("demo"), streams=6, stream_words=150, plain=2)) as tally:
+        tally.wait(lambda tally: tally.flowing >= 6)
+        ask(balancer, "set server pool_tiny-llama/node1 state drain")
+        assert wait(lambda: servers(balancer)["node1"]["scur"] == "0", 20)
+        before = int(servers(balancer)["node1"]["stot"])
+        time.sleep(2)
+        assert int(servers(balancer)["node1"]["stot"]) == before
+        ask(balancer, "set server pool_tiny-llama/node1 state ready")
+        assert wait(lambda: int(servers(balancer)["node1"]["stot"]) > before, 20)
+    assert [str(request) for request in tally.bad] == []
+    assert tally.count()["ok"] > 10
+
+
+def test_a_reload_loses_nothing_and_what_was_drained_stays_drained(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    ask(balancer, "set server pool_tiny-llama/node2 state drain")
+    with running(fleet.load(key=key_of("demo"), streams=6, stream_words=200, plain=4)) as tally:
+        tally.wait(lambda tally: tally.flowing >= 6)
+        for _ in range(3):
+            balancer.root("systemctl reload haproxy.service")
+            time.sleep(1)
+    assert [str(request) for request in tally.bad] == []
+    assert servers(balancer)["node2"]["status"].startswith("DRAIN")
+    ask(balancer, "set server pool_tiny-llama/node2 state ready")
+
+
+def test_a_node_that_is_killed_ends_its_own_streams_and_nothing_else(fleet: Fleet) -> None:
+    balancer, node = fleet.balancers[0], fleet.nodes[2]
+    with running(fleet.load(key=key_of("demo"), streams=9, stream_words=200, plain=6)) as tally:
+        tally.wait(lambda tally: tally.flowing >= 9)
+        on_it = int(servers(balancer)[node.name]["scur"])
+        lab_fleet.kill_host(node.lab, node.name)
+        began = time.monotonic()
+        assert wait(lambda: servers(balancer)[node.name]["status"].startswith("DOWN"), 15)
+        out = time.monotonic() - began
+        time.sleep(2)
+    # Streams that ran there, and requests that it had already taken.
+    assert len(tally.bad) <= on_it, [str(request) for request in tally.bad]
+    assert out < 10
+    lab_fleet.start_host(node.lab, node.name)
+    assert wait(lambda: servers(balancer)[node.name]["status"] == "UP", 60)
+
+
+def test_where_no_node_is_up_the_answer_is_503_and_says_when_to_come_back(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    for node in fleet.nodes:
+        ask(balancer, f"set server pool_tiny-llama/{node.name} state maint")
+    answer = call(balancer, CHAT, body=question())
+    for node in fleet.nodes:
+        ask(balancer, f"set server pool_tiny-llama/{node.name} state ready")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.error["type"] == "server_error"
+    assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
