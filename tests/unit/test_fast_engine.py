@@ -21,8 +21,8 @@ def listens(port):
 
 def test_the_unit_takes_the_engines_place():
     files = fast_engine.files("llama", port=8001, seconds_a_word=0.5)
-    unit = files["/run/systemd/system/fast-engine.service"]
-    assert "\nConflicts=vllm@llama.service\n" in unit
+    unit = files["/run/systemd/system/vllm@llama.service.d/fast-engine.conf"]
+    assert "\nExecStart=\nExecStart=/usr/sbin/nginx -e stderr -c /run/fast-engine-files/nginx.conf " in unit
     assert "listen 127.0.0.1:8001 " in files["/run/fast-engine-files/nginx.conf"]
     assert "= 500;" in files["/run/fast-engine-files/engine.js"]
     assert not [text for text in files.values() if "@m" in text or "@port" in text or "@folder" in text]
