@@ -48,6 +48,6 @@ def test_it_answers_plain_requests_at_once_and_streams_at_its_pace(tmp_path):
             summary = tally.summary()
             assert set(tally.count()) == {"ok"}, summary.text()
             assert summary.streams.latency_p50 > 0.2
-            assert summary.plain.latency_p50 < 0.2
+            assert summary.plain.latency_p50 < summary.streams.latency_p50
         finally:
             engine.terminate()
