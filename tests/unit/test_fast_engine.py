@@ -1,6 +1,7 @@
 """The fast stand-in engine: its files, and what this machine's nginx makes of them, if it has njs."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -29,7 +30,7 @@ def test_the_unit_takes_the_engines_place():
 
 
 @pytest.mark.skipif(not MODULE.exists() or not shutil.which("nginx"), reason="nginx with njs is not installed here")
-def test_it_answers_plain_requests_at_once_and_streams_at_its_pace(tmp_path):
+def test_it_answers_plain_requests_at_once_and_streams_at_its_pace_to_their_end(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,5 +50,10 @@ def test_it_answers_plain_requests_at_once_and_streams_at_its_pace(tmp_path):
             assert set(tally.count()) == {"ok"}, summary.text()
             assert summary.streams.latency_p50 > 0.2
             assert summary.plain.latency_p50 < summary.streams.latency_p50
+            with running(Load("127.0.0.1", port, streams=3, stream_words=20, limit=3)) as tally:
+                tally.wait(lambda tally: tally.flowing == 3, 10)
+                engine.send_signal(signal.SIGQUIT)
+            assert tally.count() == {"ok": 3}, "a stop lets what has begun come to its end"
+            assert engine.wait(5) == 0
         finally:
             engine.terminate()
