@@ -1,6 +1,7 @@
 """The fast stand-in engine: its files, and what this machine's nginx makes of them, if it has njs."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,15 +22,15 @@ def listens(port):
 
 def test_the_unit_takes_the_engines_place():
     files = fast_engine.files("llama", port=8001, seconds_a_word=0.5)
-    unit = files["/run/systemd/system/fast-engine.service"]
-    assert "\nConflicts=vllm@llama.service\n" in unit
+    unit = files["/run/systemd/system/vllm@llama.service.d/fast-engine.conf"]
+    assert "\nExecStart=\nExecStart=/usr/sbin/nginx -e stderr -c /run/fast-engine-files/nginx.conf " in unit
     assert "listen 127.0.0.1:8001 " in files["/run/fast-engine-files/nginx.conf"]
     assert "= 500;" in files["/run/fast-engine-files/engine.js"]
     assert not [text for text in files.values() if "@m" in text or "@port" in text or "@folder" in text]
 
 
 @pytest.mark.skipif(not MODULE.exists() or not shutil.which("nginx"), reason="nginx with njs is not installed here")
-def test_it_answers_plain_requests_at_once_and_streams_at_its_pace(tmp_path):
+def test_it_answers_plain_requests_at_once_and_streams_at_its_pace_to_their_end(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,6 +49,11 @@ def test_it_answers_plain_requests_at_once_and_streams_at_its_pace(tmp_path):
             summary = tally.summary()
             assert set(tally.count()) == {"ok"}, summary.text()
             assert summary.streams.latency_p50 > 0.2
-            assert summary.plain.latency_p50 < 0.2
+            assert summary.plain.latency_p50 < summary.streams.latency_p50
+            with running(Load("127.0.0.1", port, streams=3, stream_words=20, limit=3)) as tally:
+                tally.wait(lambda tally: tally.flowing == 3, 10)
+                engine.send_signal(signal.SIGQUIT)
+            assert tally.count() == {"ok": 3}, "a stop lets what has begun come to its end"
+            assert engine.wait(5) == 0
         finally:
             engine.terminate()
