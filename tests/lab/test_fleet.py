@@ -264,7 +264,9 @@ def test_the_clients_own_words_on_who_it_is_are_dropped(fleet: Fleet) -> None:
 
 
 def log(balancer: Node) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in balancer.root("tail -n 200 /var/log/haproxy/access.json").splitlines()]
+    return [
+        json.loads(line) for line in balancer.root("grep '^{' /var/log/haproxy/access.json | tail -n 200").splitlines()
+    ]
 
 
 def test_logs_hold_no_key_and_no_prompt(fleet: Fleet) -> None:

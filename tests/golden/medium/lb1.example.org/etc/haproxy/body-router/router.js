@@ -2,20 +2,26 @@
 // Change the inventory's haproxy_* keys instead: what is edited here, the next run undoes.
 // The model of a request that is too large for HAProxy. Runs in nginx's njs, from version 0.7 on.
 
-function route(r) {
-    let model;
+function model(r) {
     try {
-        model = JSON.parse(r.requestText).model;
+        const name = JSON.parse(r.requestText).model;
+        // A name with anything else in it is no model's, and would not fit into a header.
+        return /^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(name) ? name : '';
     } catch (e) {
-        model = undefined;
+        return '';
     }
-    // A name with anything else in it is no model's, and would not fit into a header.
-    if (typeof model !== 'string' || !/^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(model)) {
-        // HAProxy refuses it, as it refuses every request that names no model.
-        model = '';
-    }
-    r.variables.model = model;
-    r.internalRedirect('@haproxy');
+}
+
+function route(r) {
+    r.variables.model = model(r);
+    r.subrequest('/may', {}, (reply) => {
+        if (reply.status === 204) {
+            r.internalRedirect('@haproxy');
+            return;
+        }
+        r.headersOut['Content-Type'] = 'application/json';
+        r.return(reply.status, reply.responseText);
+    });
 }
 
 export default { route };
