@@ -141,6 +141,16 @@ def remove_host(name: str, host: str) -> None:
     replace(lab, hosts=[other for other in lab.hosts if other.name != host]).save()
 
 
+def switch_off(lab: Lab, host: str) -> None:
+    """Take a host's power away: it stops nothing, and says nothing to anybody."""
+    podman(machines.detect(), "kill", "--signal=KILL", _container(lab, host))
+
+
+def switch_on(lab: Lab, host: str) -> None:
+    """Give a host that was switched off its power again. It keeps its files and its addresses."""
+    podman(machines.detect(), "start", _container(lab, host))
+
+
 def host_status(lab: Lab) -> dict[str, str]:
     """Systemd's own word on each host: `running`, `degraded`, `starting`, or `absent`."""
     machine = machines.detect()
