@@ -79,7 +79,7 @@ class Row:
 
     @property
     def what(self) -> str:
-        """The reason, and for whom alone. Of many peers there are all in the JSON."""
+        """The reason, and for whom alone. Of many peers only the JSON has all."""
         if not self.peers:
             return self.why
         few = len(self.peers) <= _MOST_PEERS

@@ -9,9 +9,9 @@ UNIT = "keepalived.service"
 USER = "keepalived"
 # curl asks the frontend; setpriv takes keepalived's power from it.
 PACKAGES = ["keepalived", "curl", "util-linux"]
-_CONFIG = "/etc/keepalived/keepalived.conf"
+CONFIG = "/etc/keepalived/keepalived.conf"
 # As the user that the unit has: keepalived 2.2.7 ends itself by a signal where it checks the script of another user.
-_CHECK = f"setpriv --reuid={USER} --regid={USER} --init-groups keepalived --config-test --use-file={_CONFIG}"
+CHECK = f"setpriv --reuid={USER} --regid={USER} --init-groups keepalived --config-test --use-file={CONFIG}"
 
 
 def flows(settings: KeepalivedSettings) -> list[Flow]:
@@ -29,12 +29,12 @@ def files(settings: KeepalivedSettings) -> list[Managed]:
     values = {
         "settings": settings,
         "user": USER,
-        "config": _CONFIG,
+        "config": CONFIG,
         "announced": [interface for interface in settings.interfaces if interface.version == settings.version],
         "others": [interface for interface in settings.interfaces if interface.version != settings.version],
     }
     return [
-        ManagedFile(_CONFIG, template("keepalived", _CONFIG, values), check=_CHECK, reloads=UNIT),
+        ManagedFile(CONFIG, template("keepalived", CONFIG, values), check=CHECK, reloads=UNIT),
         ManagedFile(
             f"/etc/systemd/system/{UNIT}",
             template("keepalived", f"/etc/systemd/system/{UNIT}", values),
