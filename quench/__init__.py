@@ -2,7 +2,7 @@
 
 from quench.contracts import Engine, Flow, Gpus, HostEngine, LogFiles, Node, Route, Slices
 from quench.files import Managed, ManagedDirectory, ManagedFile, template, to_json, to_yaml
-from quench.flows import WORLD, download
+from quench.flows import WORLD, download, zone_of
 from quench.guard import prove
 from quench.operations import (
     account,
@@ -65,4 +65,5 @@ __all__ = [
     "template",
     "to_json",
     "to_yaml",
+    "zone_of",
 ]

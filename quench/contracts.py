@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal
 
 # Under this name balancers ask a model whether it answers. No client can be called so, and no log shows it.
@@ -59,14 +60,16 @@ class LogFiles:
 
 @dataclass(frozen=True, order=True)
 class Flow:
-    """Packets that pass between a host and the zones named; what no role declares does not pass.
+    """Packets that pass between a host and the zones and peers named; what no role declares does not pass.
 
     Args:
         role: who declares it.
-        direction: `in`: the zones may call the host; `out`: the host may call the zones.
+        direction: `in`: the others may call the host; `out`: the host may call them.
         zones: names of `firewall_zones`, or `world` for whatever is in none of them.
-        port: on the side that is called.
-        why: for the auditor.
+        port: on the side that is called. 0: all of the protocol, which only peers may have.
+        why: for the auditor. Peers that have the same reason are shown as one group.
+        protocol: vrrp has no ports: RFC 9568.
+        peers: addresses of single hosts, each in a zone. The rest of their zones has nothing of this.
     """
 
     role: str
@@ -74,7 +77,18 @@ class Flow:
     zones: tuple[str, ...]
     port: int
     why: str
-    protocol: Literal["tcp", "udp"] = "tcp"
+    protocol: Literal["tcp", "udp", "vrrp"] = "tcp"
+    peers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what would let through something else than it says."""
+        for peer in self.peers:
+            if str(ip_address(peer)) != peer:
+                raise ValueError(f"{self.role}: write the peer {peer} as {ip_address(peer)}")
+        if self.protocol == "vrrp" and self.port:
+            raise ValueError(f"{self.role}: vrrp has no ports, and this flow has {self.port}")
+        if not self.port and self.zones:
+            raise ValueError(f"{self.role}: a flow of a whole protocol is for single peers, not for {self.zones}")
 
 
 @dataclass(frozen=True)

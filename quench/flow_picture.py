@@ -65,7 +65,7 @@ def _description(matrix: Matrix) -> str:
 
 def _label(matrix: Matrix, row: Row) -> str:
     hosts = "" if list(row.hosts) == matrix.neighbours(row) else f"; {matrix.hosts_of(row)}"
-    return f"{'! ' if row.world else ''}{row.service} {row.why} ({row.role}{hosts})"
+    return f"{'! ' if row.world else ''}{row.service} {row.what} ({row.role}{hosts})"
 
 
 def _boxes(matrix: Matrix) -> dict[str, list[str]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -16,6 +16,8 @@ from quench.problems import Problem, Refused
 # Whatever is in no zone.
 WORLD = "world"
 _PORTS = {"http": 80, "https": 443}
+# More addresses than this would hide the rest of a line.
+_MOST_PEERS = 4
 
 
 def download(role: str, url: str | None, zones: Sequence[str], why: str) -> Flow:
@@ -28,6 +30,12 @@ def download(role: str, url: str | None, zones: Sequence[str], why: str) -> Flow
         return Flow(role, "out", (WORLD,), _PORTS["https"], why)
     parts = urlsplit(url)
     return Flow(role, "out", tuple(zones), parts.port or _PORTS[parts.scheme], why)
+
+
+def zone_of(address: str, zones: Mapping[str, Sequence[str]]) -> str | None:
+    """The zone that an address is in, by the networks of each zone. Zones do not overlap."""
+    found = (zone for zone, texts in zones.items() for text in texts if ip_address(address) in ip_network(text))
+    return next(found, None)
 
 
 class _Firewall(Protocol):
@@ -44,6 +52,7 @@ class Row:
 
     Args:
         reasons: why the world is let in or called. Empty for a row between two zones.
+        peers: addresses of single hosts. Nobody else of their zone has this. Empty: the whole zone.
     """
 
     source: str
@@ -54,6 +63,7 @@ class Row:
     role: str
     hosts: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
 
     @property
     def world(self) -> bool:
@@ -63,7 +73,17 @@ class Row:
     @property
     def service(self) -> str:
         """Port and protocol, as auditors write them."""
-        return f"{self.port}/{self.protocol}"
+        if self.port:
+            return f"{self.port}/{self.protocol}"
+        return self.protocol if self.protocol == "vrrp" else f"all/{self.protocol}"
+
+    @property
+    def what(self) -> str:
+        """The reason, and for whom alone. Of many peers only the JSON has all."""
+        if not self.peers:
+            return self.why
+        few = len(self.peers) <= _MOST_PEERS
+        return f"{self.why}; only {', '.join(self.peers) if few else counted(len(self.peers), 'peer')}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,11 @@ def _problems(host_plan: HostPlan, firewall: _Firewall | None) -> Iterator[Probl
             if zone not in (WORLD, *firewall.zones):
                 what = f"{flow.role} has a flow with {zone!r}, which is no zone: {flow.why}"
                 yield Problem(host_plan.host, "firewall_zones", what, f"define {zone}, if only as an empty list")
+        for peer in flow.peers:
+            if zone_of(peer, firewall.zones) is None:
+                what = f"{flow.role} has a flow with {peer}, which is in no zone: {flow.why}"
+                remedy = f"put the network of {peer} into one of the zones"
+                yield Problem(host_plan.host, "firewall_zones", what, remedy)
 
 
 def _zones(firewalls: Mapping[str, _Firewall]) -> dict[str, list[str]]:
@@ -149,24 +174,34 @@ def _sorted_networks(texts: Sequence[str]) -> list[str]:
 
 
 def _rows(plan: Plan, firewalls: Mapping[str, _Firewall]) -> Iterator[Row]:
-    found: dict[Row, list[tuple[str, str]]] = {}
+    # Zones and peers are rows of their own: what a zone has would hide that peers have more.
+    found: dict[tuple[Row, bool], list[tuple[str, str, str]]] = {}
     for host, firewall in firewalls.items():
         for flow in plan[host].flows:
-            for source, target in _ends(flow, firewall):
+            for source, target, peer in _ends(flow, firewall):
                 row = Row(source, target, flow.port, flow.protocol, flow.why, flow.role)
                 reason = firewall.relaxations.get(f"world-{flow.direction}", "") if row.world else ""
-                found.setdefault(row, []).append((host, " ".join(reason.split())))
-    for row, declared in found.items():
-        hosts = sorted({host for host, _ in declared})
-        reasons = sorted({reason for _, reason in declared if reason})
-        yield replace(row, hosts=tuple(hosts), reasons=tuple(reasons))
+                found.setdefault((row, bool(peer)), []).append((host, " ".join(reason.split()), peer))
+    for (row, _), declared in found.items():
+        hosts = sorted({host for host, _, _ in declared})
+        reasons = sorted({reason for _, reason, _ in declared if reason})
+        peers = _sorted_addresses({peer for _, _, peer in declared if peer})
+        yield replace(row, hosts=tuple(hosts), reasons=tuple(reasons), peers=tuple(peers))
 
 
-def _ends(flow: Flow, firewall: _Firewall) -> Iterator[tuple[str, str]]:
-    for zone in flow.zones:
+def _sorted_addresses(texts: Iterable[str]) -> list[str]:
+    addresses = [ip_address(text) for text in texts]
+    return [str(address) for address in sorted(addresses, key=lambda address: (address.version, address))]
+
+
+def _ends(flow: Flow, firewall: _Firewall) -> Iterator[tuple[str, str, str]]:
+    """From and to which zone a flow goes, and which address of the other zone alone is meant, if it is one."""
+    others = [(zone, "") for zone in flow.zones]
+    others += [(zone_of(peer, firewall.zones) or WORLD, peer) for peer in flow.peers]
+    for zone, peer in others:
         # A zone without networks is one that the site does not have: no packet comes from there.
         if zone == WORLD or firewall.zones[zone]:
-            yield (zone, firewall.zone) if flow.direction == "in" else (firewall.zone, zone)
+            yield (zone, firewall.zone, peer) if flow.direction == "in" else (firewall.zone, zone, peer)
 
 
 _HEADER = ("FROM", "TO", "PORT/PROTOCOL", "WHY", "ROLE", "HOSTS")
@@ -175,7 +210,7 @@ _HEADER = ("FROM", "TO", "PORT/PROTOCOL", "WHY", "ROLE", "HOSTS")
 def table(found: Matrix) -> list[str]:
     """The matrix in lines of text. Those that begin with `!` tell of relaxations."""
     cells = [_HEADER]
-    cells += [(row.source, row.target, row.service, row.why, row.role, found.hosts_of(row)) for row in found.rows]
+    cells += [(row.source, row.target, row.service, row.what, row.role, found.hosts_of(row)) for row in found.rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
     marks = [" ", *("!" if row.world else " " for row in found.rows)]
     lines = [
@@ -222,6 +257,7 @@ def to_json(found: Matrix) -> str:
             "why": row.why,
             "role": row.role,
             "hosts": list(row.hosts),
+            "peers": list(row.peers),
             "world": row.world,
             "reasons": list(row.reasons),
         }

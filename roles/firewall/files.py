@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 
-from quench import WORLD, Flow, Managed, ManagedFile, Problem, template
+from quench import WORLD, Flow, Managed, ManagedFile, Problem, template, zone_of
 from roles.firewall.settings import FirewallSettings, Network
 
 FIREWALLD = "firewalld.service"
@@ -46,7 +47,13 @@ def files(settings: FirewallSettings, flows: Sequence[Flow]) -> list[Managed]:
                 template(
                     "firewall",
                     f"{_ETC}/zones/zone.xml",
-                    values | {"zone": zone, "networks": settings.networks([zone]), "ports": _ports(flows, zone)},
+                    values
+                    | {
+                        "zone": zone,
+                        "networks": settings.networks([zone]),
+                        "ports": _ports(flows, zone),
+                        "peers": _peers(settings, flows, zone),
+                    },
                     comment="<!--",
                 ),
                 check=_CHECK,
@@ -114,12 +121,23 @@ def _ports(flows: Sequence[Flow], zone: str) -> dict[Port, list[str]]:
     return found
 
 
+def _peers(settings: FirewallSettings, flows: Sequence[Flow], zone: str) -> dict[Port, dict[Network, list[str]]]:
+    """What single hosts of a zone may call on the host, and why. Port 0: all of the protocol."""
+    found: dict[Port, dict[Network, list[str]]] = {}
+    for flow in flows:
+        for peer in flow.peers if flow.direction == "in" else ():
+            if zone_of(peer, settings.zones) == zone:
+                networks = found.setdefault((flow.port, flow.protocol), {})
+                networks.setdefault(ip_network(peer), []).append(f"{flow.role}: {flow.why}")
+    return found
+
+
 def _destinations(settings: FirewallSettings, flows: Sequence[Flow]) -> dict[Port, dict[Network | None, list[str]]]:
     """What the host may call: for each port the networks, and None for the world, each with the reasons."""
     found: dict[Port, dict[Network | None, list[str]]] = {}
     for flow in flows:
         if flow.direction == "out":
-            networks: list[Network | None] = [*settings.networks(flow.zones)]
+            networks: list[Network | None] = [*settings.networks(flow.zones), *map(ip_network, flow.peers)]
             for network in [*networks, *([None] if WORLD in flow.zones else [])]:
                 reasons = found.setdefault((flow.port, flow.protocol), {}).setdefault(network, [])
                 reasons.append(f"{flow.role}: {flow.why}")
@@ -127,12 +145,19 @@ def _destinations(settings: FirewallSettings, flows: Sequence[Flow]) -> dict[Por
 
 
 def impossible(host: str, settings: FirewallSettings, flows: Sequence[Flow]) -> Iterator[Problem]:
-    """What is wrong with the flows of a host: zones that nobody defined, and the world without a word about it."""
+    """What is wrong with the flows of a host: zones that nobody defined, peers in none of them, and the world without a
+    word about it.
+    """
     for flow in flows:
         for zone in flow.zones:
             if zone not in (WORLD, *settings.zones):
                 what = f"{flow.role} has a flow {'from' if flow.direction == 'in' else 'to'} {zone!r}: {flow.why}"
                 yield Problem(host, "firewall_zones", what, f"define {zone}, if only as an empty list")
+        for peer in flow.peers:
+            if zone_of(peer, settings.zones) is None:
+                way = "from" if flow.direction == "in" else "to"
+                what = f"{flow.role} has a flow {way} {peer}, which is in no zone: {flow.why}"
+                yield Problem(host, "firewall_zones", what, f"put the network of {peer} into one of the zones")
         name = f"world-{flow.direction}"
         if WORLD in flow.zones and name not in settings.relaxations:
             what = f"{flow.role} opens port {flow.port} {'to' if flow.direction == 'in' else 'of'} the whole world"

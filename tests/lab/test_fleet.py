@@ -361,7 +361,7 @@ def test_a_node_that_is_killed_ends_its_own_streams_and_nothing_else(fleet: Flee
     with running(fleet.load(key=key_of("demo"), streams=9, stream_words=200, plain=6)) as tally:
         tally.wait(lambda tally: tally.flowing >= 9)
         on_it = int(servers(balancer)[node.name]["scur"])
-        lab_fleet.kill_host(node.lab, node.name)
+        lab_fleet.switch_off(node.lab, node.name)
         began = time.monotonic()
         assert wait(lambda: servers(balancer)[node.name]["status"].startswith("DOWN"), 15)
         out = time.monotonic() - began
@@ -369,7 +369,7 @@ def test_a_node_that_is_killed_ends_its_own_streams_and_nothing_else(fleet: Flee
     # Streams that ran there, and requests that it had already taken.
     assert len(tally.bad) <= on_it, [str(request) for request in tally.bad]
     assert out < 10
-    lab_fleet.start_host(node.lab, node.name)
+    lab_fleet.switch_on(node.lab, node.name)
     assert wait(lambda: servers(balancer)[node.name]["status"] == "UP", 60)
 
 

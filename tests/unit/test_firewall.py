@@ -125,6 +125,68 @@ def test_the_host_calls_the_networks_of_the_zones_that_it_names_and_no_other():
     assert outgoing(rendered(CLIENTS, MIRROR)) == {("10.0.9.0/24", "443", "tcp"), ("fd00:9::/64", "443", "tcp")}
 
 
+PEERS = ("10.0.1.12", "fd00:9::12")
+VRRP_IN = Flow("keepalived", "in", (), 0, "who answers at 10.0.1.10", "vrrp", PEERS)
+
+
+def rules(texts, path):
+    """Family, address, port or nothing, and protocol of each rule that accepts."""
+    return [
+        (
+            rule.get("family"),
+            next(part.get("address") for part in rule if part.tag in ("source", "destination")),
+            next((part.get("port") for part in rule if part.tag == "port"), ""),
+            next(part.get("protocol") or part.get("value") for part in rule if part.tag in ("port", "protocol")),
+        )
+        for rule in tree(texts[path]).findall("rule")
+        if rule.find("accept") is not None and (rule.find("source") is not None or rule.find("destination") is not None)
+    ]
+
+
+def test_peers_get_in_by_their_addresses_in_the_zone_that_each_is_in_and_nobody_else_does():
+    texts = rendered(CLIENTS, VRRP_IN)
+    assert rules(texts, "/etc/firewalld/zones/app.xml") == [("ipv4", "10.0.1.12/32", "", "vrrp")]
+    assert rules(texts, "/etc/firewalld/zones/management.xml") == [("ipv6", "fd00:9::12/128", "", "vrrp")]
+    assert rules(texts, "/etc/firewalld/zones/inference.xml") == []
+    assert ports(texts, "app") == [("443", "tcp")]
+    assert not any("vrrp" in text for path, text in texts.items() if path.endswith(("closed.xml", "outgoing.xml")))
+
+
+def test_a_host_calls_its_peers_by_their_addresses():
+    out = Flow("keepalived", "out", (), 0, "who answers at 10.0.1.10", "vrrp", PEERS)
+    texts = rendered(out)
+    assert rules(texts, "/etc/firewalld/policies/outgoing.xml") == [
+        ("ipv4", "10.0.1.12/32", "", "vrrp"),
+        ("ipv6", "fd00:9::12/128", "", "vrrp"),
+    ]
+    assert rules(texts, "/etc/firewalld/zones/app.xml") == []
+
+
+def test_peers_may_have_all_of_tcp_or_one_port():
+    engine = Flow("vllm", "in", (), 0, "parts of one engine", peers=("10.0.30.12",))
+    port = Flow("haproxy", "in", (), 10000, "tables of the other balancer", peers=("10.0.30.12",))
+    assert rules(rendered(engine, port), "/etc/firewalld/zones/inference.xml") == [
+        ("ipv4", "10.0.30.12/32", "", "tcp"),
+        ("ipv4", "10.0.30.12/32", "10000", "tcp"),
+    ]
+
+
+def test_two_flows_of_one_peer_are_one_rule_with_both_reasons():
+    other = Flow("keepalived", "in", (), 0, "who answers at 10.0.1.20", "vrrp", ("10.0.1.12",))
+    text = rendered(VRRP_IN, other)["/etc/firewalld/zones/app.xml"]
+    assert text.count('<protocol value="vrrp"/>') == 1
+    assert "keepalived: who answers at 10.0.1.10; keepalived: who answers at 10.0.1.20" in text
+
+
+@pytest.mark.parametrize(("direction", "way"), [("in", "from"), ("out", "to")])
+def test_a_peer_in_no_zone_is_refused_with_role_and_reason(direction, way):
+    flow = Flow("keepalived", direction, (), 0, "who answers at 10.0.1.10", "vrrp", ("192.0.2.1",))
+    (problem,) = impossible("node1", settings(), [flow])
+    assert (problem.host, problem.key) == ("node1", "firewall_zones")
+    assert problem.what == f"keepalived has a flow {way} 192.0.2.1, which is in no zone: who answers at 10.0.1.10"
+    assert problem.remedy == "put the network of 192.0.2.1 into one of the zones"
+
+
 def test_flows_that_say_the_same_are_one_rule_with_both_reasons():
     # firewalld 1.3.3 warns of a rule that is there twice, and a warning may as well be a rule that it leaves out.
     other = Flow("vllm", "out", ("management",), 443, "models")

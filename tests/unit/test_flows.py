@@ -93,6 +93,78 @@ def test_hosts_in_a_zone_without_networks_have_their_flows_still():
     assert "dmz" in texts(draw(found))
 
 
+VRRP = Flow("keepalived", "in", (), 0, "who answers at 10.0.20.10", "vrrp", ("10.0.20.12",))
+
+
+def pair(flow=VRRP):
+    """Two hosts that let each other in and call each other."""
+    others = {"node1": "10.0.20.12", "node2": "10.0.20.11"}
+    return plan_of(
+        *(
+            host_plan(name, *(dataclasses.replace(flow, direction=way, peers=(peer,)) for way in ("in", "out")))
+            for name, peer in others.items()
+        )
+    )
+
+
+def test_peers_that_let_each_other_in_are_one_row_with_their_addresses():
+    found = matrix(pair())
+    (row,) = found.rows
+    assert (row.source, row.target, row.service, row.hosts) == ("inference", "inference", "vrrp", ("node1", "node2"))
+    assert row.what == "who answers at 10.0.20.10; only 10.0.20.11, 10.0.20.12"
+    assert row.what in table(found)[1]
+    shown = json.loads(to_json(found))["flows"][0]
+    assert (shown["peers"], shown["port"], shown["protocol"]) == (["10.0.20.11", "10.0.20.12"], 0, "vrrp")
+    assert f"vrrp {row.what} (keepalived)" in texts(draw(found))
+
+
+def test_peers_with_another_reason_are_another_group():
+    four = pair() | {
+        f"other-{name}": dataclasses.replace(plan, host=f"other-{name}")
+        for name, plan in pair(dataclasses.replace(VRRP, why="who answers at 10.0.20.20")).items()
+    }
+    assert [row.hosts for row in matrix(four).rows] == [("node1", "node2"), ("other-node1", "other-node2")]
+
+
+def test_many_peers_are_counted_and_all_in_the_json():
+    addresses = tuple(f"10.0.20.{number}" for number in range(9, 17))
+    engine = Flow("vllm", "in", (), 0, "parts of one engine", peers=addresses)
+    found = matrix(plan_of(host_plan("node1", engine)))
+    assert found.rows[0].service == "all/tcp"
+    assert found.rows[0].what == "parts of one engine; only 8 peers"
+    assert json.loads(to_json(found))["flows"][0]["peers"] == list(addresses)
+
+
+def test_a_zone_and_a_peer_of_it_are_two_rows():
+    flow = Flow("nginx", "in", ("app",), 443, "clients of the models", peers=("10.0.20.9", "10.0.1.9"))
+    found = matrix(plan_of(host_plan("node1", flow)))
+    assert [(row.source, row.peers) for row in found.rows] == [
+        ("app", ()),
+        ("app", ("10.0.1.9",)),
+        ("inference", ("10.0.20.9",)),
+    ]
+
+
+def test_a_peer_in_no_zone_is_a_problem():
+    with pytest.raises(Refused, match=r"node1: firewall_zones: .* with 192\.0\.2\.1, which is in no zone"):
+        matrix(plan_of(host_plan("node1", dataclasses.replace(VRRP, peers=("192.0.2.1",)))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"port": 112}, "vrrp has no ports"),
+        ({"protocol": "tcp", "zones": ("app",)}, "for single peers"),
+        ({"zones": ("app",)}, "for single peers"),
+        ({"peers": ("FD00::1",)}, "write the peer FD00::1 as fd00::1"),
+        ({"peers": ("10.0.0.0/24",)}, "does not appear to be an IPv4 or IPv6 address"),
+    ],
+)
+def test_a_flow_that_would_let_through_something_else_than_it_says_is_refused(changes, what):
+    with pytest.raises(ValueError, match=what):
+        dataclasses.replace(VRRP, **changes)
+
+
 def test_two_ports_of_one_number_are_two_rows():
     tcp = dataclasses.replace(NAMES, protocol="tcp")
     assert [row.service for row in matrix(plan_of(host_plan("node1", NAMES, tcp))).rows] == ["53/tcp", "53/udp"]
@@ -128,6 +200,7 @@ def test_json_has_zones_hosts_and_flows(plan):
         "why": "packages of the distribution",
         "role": "base",
         "hosts": ["node2"],
+        "peers": [],
         "world": True,
         "reasons": [REASON],
     }
