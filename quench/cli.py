@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+import gevent
 from pyinfra.api.exceptions import PyinfraError
 
 from quench import ca, flow_picture
@@ -202,6 +203,8 @@ def rollout(
 
     # What ends a job of CI is to leave things in order as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # gevent would print a KeyboardInterrupt before it hands it on.
+    gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)
     try:
         work = prepare(
             inventory,

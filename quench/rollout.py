@@ -421,7 +421,7 @@ class Rollout:
                 self._fleet.set_state(balancer, [server], "drain")
             if not server.healthy:
                 what = f"{balancer} sees it as {server} in {server.pool}"
-                found.append((what, "see the node's nginx, its firewall, and the health check of the balancer"))
+                found.append((what, "see the node's proxy, its firewall, and the health check of the balancer"))
         return found
 
     def _ready(self, node: str) -> None:

@@ -258,7 +258,7 @@ class SshFleet:
             if status not in (400, 404, 422):
                 break
         what = f"{model} gives no completion to {balancer}: {said}"
-        raise Failure(node.name, what, f"see journalctl --unit 'vllm@{model}' and nginx's error log there")
+        raise Failure(node.name, what, "see the engine's journal and the proxy's error log there")
 
     def prompts(self, balancer: str, node: haproxy.Server, models: Collection[str]) -> None:
         """Have the models answer the operator's prompts as they should."""
@@ -303,7 +303,7 @@ class SshFleet:
             lines = self._hosts.root(balancer, shell_script(_ASK, *words), stdin=request, seconds=_ANSWER + 30)
         except Failure as failure:
             what = f"{balancer} gets no answer of {model} there: {failure.what}"
-            raise Failure(node.name, what, "see nginx and the firewall of the node") from None
+            raise Failure(node.name, what, "see the proxy and the firewall of the node") from None
         return (int(lines[-1]) if lines and lines[-1].isdigit() else 0), "\n".join(lines[:-1])
 
     def _run(self, what: str, words: Sequence[str], nodes: Sequence[str]) -> None:

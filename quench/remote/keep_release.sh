@@ -27,7 +27,7 @@ if [ ! -e "$release/open" ] || [ ! -e "$release/former.tar" ]; then
     tar --create --file "$stage/former.tar" --directory / --numeric-owner --no-recursion --verbatim-files-from \
         --files-from "$stage/paths"
     touch "$stage/units"
-    ls -tr "$state/converged" | sed 's/\.[^.]*$//' | while IFS= read -r unit; do
+    ls -tr "$state/converged" | sed -n 's/\.\(restart\|reload\)$//p' | while IFS= read -r unit; do
         grep -q "^$unit " "$stage/units" ||
             echo "$unit $(systemctl is-active "$unit") $(systemctl is-enabled "$unit" 2>/dev/null)" >>"$stage/units"
     done

@@ -29,12 +29,10 @@ for guard in "$state"/guard/*; do
 done
 
 # Units that only the newer release has.
-for stamp in "$state"/converged/*; do
+for stamp in "$state"/converged/*.restart "$state"/converged/*.reload; do
     unit=${stamp##*/}
     unit=${unit%.*}
-    if [ -e "$stamp" ] && ! grep -q "^$unit " "$release/units"; then
-        echo "$unit"
-    fi
+    if [ -e "$stamp" ] && ! grep -q "^$unit " "$release/units"; then echo "$unit"; fi
 done | sort -u >"$stage/units-gone"
 # One that died on its way in has no stamp yet.
 cat "$state"/manifest/* 2>/dev/null | cut -d' ' -f5- | sort -u >"$stage/now"
@@ -76,6 +74,14 @@ done
 for manifest in "$old"/manifest/*; do
     [ -e "$manifest" ] || continue
     cmp -s "$manifest" "$state/manifest/${manifest##*/}" || cp --preserve=mode,ownership "$manifest" "$state/manifest/"
+done
+
+# Stamps of what a role has done beside its files: the next run looks whether it has to be done again.
+for stamp in "$state"/converged/*; do
+    case $stamp in
+    *.restart | *.reload) ;;
+    *) cmp -s "$stamp" "$old/converged/${stamp##*/}" || rm -f "$stamp" ;;
+    esac
 done
 
 systemctl daemon-reload
