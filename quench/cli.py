@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 
 import click
+import gevent
 from pyinfra.api.exceptions import PyinfraError
 
 from quench import ca, flow_picture
@@ -24,6 +26,8 @@ from quench.preflight import offline_problems
 from quench.problems import Refused
 from quench.reference import write_reference
 from quench.render import write_tree
+from quench.rollout import Options, Progress
+from quench.rollout_command import prepare, summary
 
 
 class _Group(click.Group):
@@ -133,6 +137,102 @@ def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_j
         for line in table(found):
             # click takes colours out again where no terminal shows them.
             click.echo(click.style(line, fg="yellow") if line.startswith("!") else line)
+
+
+@main.command()
+@_inventory
+@click.option("--deploy", "deploys", multiple=True, type=click.Path(exists=True), help="Deploy file. May be repeated.")
+@click.option("--group-data", multiple=True, type=click.Path(exists=True), help="As pyinfra's own. May be repeated.")
+@_limit
+@click.option("--exclude", multiple=True, help="Not this group or host pattern. May be repeated.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Nodes at the same time.")
+@click.option(
+    "--drain-seconds", default=660, show_default=True, type=click.IntRange(0), help="Longest wait for open answers."
+)
+@click.option(
+    "--ready-seconds", default=300, show_default=True, type=click.IntRange(1), help="Longest wait for a changed node."
+)
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of prompts and the answers that they must get.",
+)
+@click.option("--host-checks", is_flag=True, help="Run tests/host against each node as well.")
+@click.option("--name", help="Under which the state is kept. Unset: the inventory's file name.")
+@click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
+def rollout(
+    inventory: str,
+    deploys: tuple[str, ...],
+    group_data: tuple[str, ...],
+    limit: tuple[str, ...],
+    exclude: tuple[str, ...],
+    batch: int,
+    drain_seconds: int,
+    ready_seconds: int,
+    prompts: Path | None,
+    host_checks: bool,
+    name: str | None,
+    take_over: str,
+    as_json: bool,
+) -> None:
+    """Bring changes to the nodes of a fleet one after the other, without a lost request.
+
+    \b
+    Example: quench rollout inventories/prod.py
+             quench rollout inventories/prod.py --limit node3 --prompts prompts.yaml
+
+    For each host of the group `inference`: the balancers stop sending it requests; those that it has come to
+    their end; pyinfra brings the node to what the inventory says; the node proves that it serves; the balancers
+    send it requests again. If it does not prove that, its former release comes back, and the rollout ends with
+    the reason. Packages, such as a driver, do not come back this way.
+
+    Run the same command again after a crash, a Ctrl-C or a mended mistake: it goes on where it stopped. Nodes
+    that have what they are to get are skipped.
+
+    \b
+    Ends with 0: all nodes are done; 1: halted, and the reason says what became of the node; 130: Ctrl-C.
+    """
+
+    def say(progress: Progress) -> None:
+        step = progress.step
+        text = f"[{progress.number}/{progress.total}] {progress.node}  {step.name}  {step.seconds:.1f} s"
+        if step.detail:
+            text += f"  {step.detail}"
+        click.secho(text, fg=None if step.ok else "red", err=as_json)
+
+    # What ends a job of CI is to leave things in order as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # gevent would print a KeyboardInterrupt before it hands it on.
+    gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)
+    try:
+        work = prepare(
+            inventory,
+            deploys or ("deploys/inference.py",),
+            Options(batch, drain_seconds, ready_seconds),
+            group_data=group_data,
+            limit=limit,
+            exclude=exclude,
+            prompts=prompts,
+            host_checks=host_checks,
+            name=name,
+            say=say,
+        )
+        result = work.run(take_over=take_over)
+    except Refused as refused:
+        if as_json:
+            click.echo(json.dumps({"outcome": "refused", "reasons": [str(one) for one in refused.problems]}, indent=2))
+        raise
+    if as_json:
+        click.echo(json.dumps(summary(result), indent=2))
+    for reason in result.reasons:
+        click.secho(reason, fg="red", err=True)
+    if result.outcome == "done" and not as_json:
+        done = [node for node, found in result.nodes.items() if found.outcome == "done"]
+        skipped = len(result.nodes) - len(done)
+        more = f", {skipped} skipped" if skipped else ""
+        click.secho(f"{counted(len(done), 'node')} done{more}, {result.seconds:.0f} s", fg="green")
+    raise SystemExit(result.code)
 
 
 @main.command()

@@ -428,12 +428,17 @@ def shell_script(path: Path, *arguments: str) -> str:
     return f"sh -c {shlex.quote(_stripped(path))} {shlex.quote(path.name)} {words}".rstrip()
 
 
+def remote_script(name: str, *arguments: str) -> str:
+    """A command that runs a script of quench/remote/ on the host, as root, when no other command changes it."""
+    return f"{_LOCK} {shell_script(_REMOTE / name, *arguments)} || {_LOCKED}"
+
+
 def _change(command: str) -> StringCommand:
     return StringCommand(f"{_LOCK} sh -c {shlex.quote(command)} || {_LOCKED}")
 
 
 def _script(name: str, *arguments: str, stdin: str | None = None) -> StringCommand:
-    command = f"{_LOCK} {shell_script(_REMOTE / name, *arguments)} || {_LOCKED}"
+    command = remote_script(name, *arguments)
     return StringCommand(command) if stdin is None else StringCommand(command, _stdin=stdin)
 
 

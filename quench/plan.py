@@ -25,7 +25,7 @@ from pyinfra.api.state import State, StateStage
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
-from quench.contracts import Flow
+from quench.contracts import Engine, Flow
 from quench.files import ManagedDirectory, ManagedFile
 from quench.problems import Problem, Refused
 from quench.settings import RoleSettings, unclaimed
@@ -56,6 +56,7 @@ class HostPlan:
     questions: list[Question] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
     flows: list[Flow] = field(default_factory=list)
+    engines: list[Engine] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 

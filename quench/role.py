@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from pyinfra import context
 from pyinfra.api import deploy
 
+from quench.contracts import Engine
 from quench.plan import recording
 from quench.problems import Problem, Refused
 from quench.secrets import SecretUnavailable
@@ -45,7 +46,11 @@ def role(model: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable[
                 plan.platform = settings.platform
                 plan.settings.append(settings)
                 # The first problem of another role is the cause; what follows from it is noise.
-                return None if _incomplete(args) else run(settings, *args, **kwargs)
+                told = None if _incomplete(args) else run(settings, *args, **kwargs)
+                plan.engines.extend(
+                    item for item in (told if isinstance(told, list) else ()) if isinstance(item, Engine)
+                )
+                return told
             except Refused as refused:
                 if plan is None:
                     raise

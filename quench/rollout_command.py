@@ -1,0 +1,106 @@
+"""A rollout, put together from what the operator has said and what the inventory says."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quench.plan import HostPlan, load_inventory, make_plan
+from quench.preflight import offline_problems
+from quench.problems import Problem, Refused
+from quench.render import manifest
+from quench.rollout import NodePlan, Options, Progress, Result, Rollout
+from quench.rollout_hosts import (
+    BALANCERS,
+    NODES,
+    Hosts,
+    SshFleet,
+    check_command,
+    load_prompts,
+    natural,
+    pyinfra_command,
+)
+from quench.rollout_record import Claim, Record
+
+
+def prepare(
+    inventory: str,
+    deploys: Sequence[str],
+    options: Options,
+    *,
+    group_data: Sequence[str],
+    limit: Sequence[str],
+    exclude: Sequence[str],
+    prompts: Path | None,
+    host_checks: bool,
+    name: str | None,
+    say: Callable[[Progress], None],
+) -> Rollout:
+    """A rollout that is ready to run. No host has been asked anything yet.
+
+    Raises:
+        Refused: with all that is wrong with the inventory, the choice of nodes or the prompts.
+    """
+    asked = load_prompts(prompts) if prompts else []
+    hosts = Hosts(load_inventory(inventory, group_data=group_data))
+    for group in (BALANCERS, NODES):
+        if not hosts.group(group):
+            what = f"no host is in the group {group}"
+            remedy = "a rollout is for nodes behind balancers; bring a single node into place with pyinfra itself"
+            raise Refused([Problem(inventory, "hosts", what, remedy)])
+    # Loaded again: a plan leaves its hosts with a connector that reaches none.
+    planned = load_inventory(inventory, group_data=group_data)
+    wanted = make_plan(planned, deploys, limit=limit or [NODES], exclude=exclude)
+    chosen = sorted(set(wanted) & set(hosts.group(NODES)), key=natural)
+    plan = {node: wanted[node] for node in chosen}
+    problems = offline_problems(plan, inventory)
+    if problems:
+        raise Refused(problems)
+    record = Record(state_folder(), _file_name(name or Path(inventory).stem))
+    claim = Claim(
+        record.unfinished or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+        os.environ.get("SUDO_USER") or getpass.getuser(),
+        socket.gethostname(),
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    change = pyinfra_command(inventory, deploys, group_data)
+    fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder)
+    plans = {node: NodePlan(digest(found), models(found)) for node, found in plan.items()}
+    return Rollout(fleet, record, plans, claim, options, say=say)
+
+
+def digest(plan: HostPlan) -> str:
+    """A hash of what a node is to get. A secret counts by its reference."""
+    return hashlib.sha256("\n".join([manifest(plan), *plan.operations]).encode()).hexdigest()
+
+
+def models(plan: HostPlan) -> tuple[str, ...]:
+    """The models that a node is to serve."""
+    return tuple(sorted({engine.model for engine in plan.engines}))
+
+
+def state_folder() -> Path:
+    """Where the controller remembers its rollouts."""
+    home = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(home) / "quench" / "rollouts"
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """What became of a rollout, for JSON."""
+    return asdict(result)
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        remedy = "take letters, digits, dots and dashes: --name prod"
+        raise Refused([Problem("this machine", "name", f"{name!r} is no name for a file", remedy)])
+    return name

@@ -1,0 +1,125 @@
+"""What a rollout makes of an inventory, before it asks any host."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from quench.cli import main
+from quench.plan import load_inventory, make_plan
+from quench.problems import Refused
+from quench.rollout import Options, Rollout
+from quench.rollout_command import digest, models, prepare
+
+EXAMPLE, DEPLOY = "inventories/example.py", "deploys/inference.py"
+NODES = [f"node{number}.example.org" for number in (1, 2, 3, 4)]
+
+# The example, with a balancer in front of it, and what a test changes.
+_FLEET = """\
+import runpy
+
+_CHANGES = {changes!r}
+inference = [
+    (name, {{**data, **_CHANGES.get(name, {{}})}})
+    for name, data in runpy.run_path("inventories/example.py")["inference"]
+]
+balancers = [("lb1.example.org", {{}})]
+"""
+
+
+@pytest.fixture
+def fleet(example_secrets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def write(**changes: object) -> str:
+        # pyinfra reads a path once.
+        path = tmp_path / f"prod{len(list(tmp_path.glob('prod*.py')))}.py"
+        path.write_text(_FLEET.format(changes=changes.get("changes", {})))
+        return str(path)
+
+    return write
+
+
+def rollout(inventory: str, **options: object) -> Rollout:
+    values: dict[str, object] = {
+        "group_data": ["inventories/group_data"], "limit": [], "exclude": [], "prompts": None, "host_checks": False,
+        "name": None, "say": print,
+    }  # fmt: skip
+    return prepare(inventory, [DEPLOY], Options(), **{**values, **options})  # type: ignore[arg-type]
+
+
+def close(made: Rollout) -> Rollout:
+    made._record.close()
+    return made
+
+
+def test_the_nodes_are_those_of_the_group_and_the_balancers_are_not(fleet) -> None:
+    made = close(rollout(fleet()))
+    assert list(made._plans) == NODES
+    assert made._fleet.balancers == ["lb1.example.org"]
+    assert made._plans["node3.example.org"].models == ("llama-3.3-70b", "qwen-coder")
+    assert made._claim.who == getpass.getuser()
+
+
+def test_nodes_can_be_chosen(fleet) -> None:
+    assert list(close(rollout(fleet(), limit=["node2*", "lb1*"]))._plans) == ["node2.example.org"]
+    assert list(close(rollout(fleet(), exclude=["node2*"]))._plans) == [NODES[0], *NODES[2:]]
+
+
+def test_the_hash_of_a_plan_is_the_same_for_the_same_settings_and_another_for_others(fleet) -> None:
+    first = close(rollout(fleet()))._plans
+    assert close(rollout(fleet()))._plans == first
+    other = close(rollout(fleet(changes={NODES[1]: {"nginx_answer_seconds": 77}})))._plans
+    assert [node for node in NODES if other[node].hash != first[node].hash] == [NODES[1]]
+
+
+def test_the_hash_and_the_models_come_from_the_plan_that_is_rendered(fleet) -> None:
+    plan = make_plan(load_inventory(EXAMPLE), [DEPLOY])[NODES[0]]
+    assert len(digest(plan)) == 64
+    assert models(plan) == ("llama-3.3-70b",)
+
+
+def test_an_inventory_without_balancers_is_refused_with_the_alternative(fleet) -> None:
+    with pytest.raises(Refused, match=r"no host is in the group balancers; .* with pyinfra itself"):
+        rollout(EXAMPLE)
+
+
+def test_a_mistake_in_the_inventory_is_refused_before_any_host_is_asked(fleet) -> None:
+    with pytest.raises(Refused, match="nginx_answer_seconds"):
+        rollout(fleet(changes={NODES[1]: {"nginx_answer_seconds": "x"}}))
+
+
+def test_no_node_is_refused(fleet) -> None:
+    with pytest.raises(Refused, match="no host is chosen"):
+        rollout(fleet(), limit=["lb1*"])
+
+
+def test_a_name_that_leads_elsewhere_is_refused(fleet) -> None:
+    with pytest.raises(Refused, match="is no name for a file"):
+        rollout(fleet(), name="../x")
+
+
+def test_a_refusal_is_json_too(fleet) -> None:
+    done = CliRunner().invoke(main, ["rollout", EXAMPLE, "--json"])
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert found["outcome"] == "refused"
+    assert "no host is in the group balancers" in found["reasons"][0]
+
+
+def test_balancers_that_do_not_answer_are_refused_in_one_line(fleet, tmp_path: Path) -> None:
+    path = tmp_path / "gone.py"
+    # Nothing listens at this port, and nothing is asked beyond this machine.
+    text = _FLEET.format(changes={}).replace(
+        '("lb1.example.org", {})', '("lb1.example.org", {"ssh_hostname": "127.0.0.1", "ssh_port": 1})'
+    )
+    path.write_text(text)
+    done = CliRunner().invoke(main, ["rollout", str(path), "--group-data", "inventories/group_data"])
+    assert done.exit_code == 1
+    assert "lb1.example.org: lock: does not answer: " in done.stderr
+    assert "Traceback" not in done.output

@@ -1,0 +1,291 @@
+"""What a rollout says to hosts, and what it makes of their answers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from quench.files import CHECKOUT
+from quench.haproxy import Server
+from quench.problems import Refused
+from quench.rollout import Failure, Kept
+from quench.rollout_hosts import Prompt, SshFleet, load_prompts, natural, pyinfra_command, reason, ssh_config
+from quench.rollout_record import Claim
+
+CLAIM = Claim("r1", "anna", "desk", "2026-11-20T10:00:00Z")
+OTHER = Claim("r2", "bert's", "laptop", "2026-11-20T11:00:00Z")
+NODE = Server("pool_llama", "node1", "DRAIN", "L7OK", address="10.0.30.11:443")
+LOCK = CHECKOUT / "quench" / "remote" / "rollout_lock.sh"
+
+
+class FakeHosts:
+    """Hosts that answer a command by a part of it."""
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, []
+
+    def group(self, name):
+        return {"balancers": ["lb1"], "inference": ["node1"]}[name]
+
+    def data(self, name):
+        return {"ssh_hostname": "10.0.30.11", "ssh_user": "ops"}
+
+    def root(self, name, command, *, stdin=None, seconds=0):
+        self.asked.append((name, command, stdin))
+        for part, lines in self.answers.items():
+            if part in command:
+                if isinstance(lines, Exception):
+                    raise lines
+                return lines.pop(0) if lines and isinstance(lines[0], list) else lines
+        return []
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    def make(prompts=(), change=("true",), **answers):
+        hosts = FakeHosts(**answers)
+        return SshFleet(hosts, list(change), list(prompts), None, tmp_path / "runs"), hosts
+
+    return make
+
+
+def answer(text, status="200"):
+    return [json.dumps({"choices": [{"message": {"content": text}}]}), status]
+
+
+def test_haproxy_is_asked_by_its_socket(fleet):
+    made, hosts = fleet()
+    made.set_state("lb1", [NODE], "drain")
+    assert hosts.asked == [
+        ("lb1", "echo 'set server pool_llama/node1 state drain' | socat -t 5 - /run/haproxy/admin.sock", None)
+    ]
+
+
+def test_a_socket_that_may_not_drain_is_a_failure(fleet):
+    made, _ = fleet(socat=["Permission denied", ""])
+    with pytest.raises(Failure, match="does not set drain: Permission denied; the admin socket must have the level"):
+        made.set_state("lb1", [NODE], "drain")
+
+
+def test_an_answer_that_is_no_table_is_a_failure_of_the_balancer(fleet):
+    made, _ = fleet(socat=["nonsense"])
+    with pytest.raises(Failure, match="lb1: rollout: HAProxy gives no statistics: nonsense"):
+        made.servers("lb1")
+
+
+def test_what_is_kept_is_read(fleet):
+    made, hosts = fleet(keep_release=["fresh", "plan abc", "model llama", "model qwen"])
+    assert made.keep("node1", ["llama", "qwen"]) == Kept("abc", ("llama", "qwen"), fresh=True)
+    assert hosts.asked[0][1].startswith("flock ")
+    assert "'llama qwen'" in hosts.asked[0][1]
+
+
+def test_a_release_that_was_kept_before_is_known(fleet):
+    made, _ = fleet(keep_release=["model llama"])
+    assert made.keep("node1", []) == Kept("", ("llama",), fresh=False)
+
+
+def test_a_model_is_asked_with_the_name_and_the_certificate_of_a_balancer_and_the_question_on_stdin(fleet):
+    made, hosts = fleet(ask_model=answer("yes"))
+    made.completion("lb1", NODE, "llama")
+    ((host, command, stdin),) = hosts.asked
+    assert host == "lb1"
+    tail = (
+        "10.0.30.11:443 /etc/haproxy/quench/node-client.pem /etc/haproxy/quench/nodes-ca.crt /v1/chat/completions llama"
+    )
+    assert tail in command
+    assert json.loads(stdin)["model"] == "llama"
+    assert "Say yes" not in command
+
+
+def test_a_model_that_does_not_chat_is_asked_otherwise(fleet):
+    made, hosts = fleet(ask_model=[["{}", "404"], ["{}", "400"], ['{"data": []}', "200"]])
+    made.completion("lb1", NODE, "embedder")
+    assert "/v1/embeddings" in hosts.asked[-1][1]
+
+
+def test_a_model_that_fails_is_a_failure_of_its_node(fleet):
+    made, hosts = fleet(ask_model=["{}", "502"])
+    with pytest.raises(Failure, match=r"node1: .*: llama gives no completion to lb1: status 502; see"):
+        made.completion("lb1", NODE, "llama")
+    assert len(hosts.asked) == 1
+
+
+def test_a_node_that_a_balancer_does_not_reach_is_a_failure_of_the_node(fleet):
+    made, _ = fleet(ask_model=Failure("lb1", "curl: (7) Failed to connect", "log in"))
+    with pytest.raises(Failure, match=r"lb1 gets no answer of llama there: curl: \(7\) Failed"):
+        made.completion("lb1", NODE, "llama")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "good"),
+    [
+        ({"expect": "Paris"}, " Paris\n", True),
+        ({"expect": "Paris"}, "Paris, of course", False),
+        ({"matches": "(?i)paris"}, "It is PARIS.", True),
+        ({"matches": "^Paris$"}, "London", False),
+    ],
+)
+def test_a_prompt_has_its_answer(fleet, prompt, text, good):
+    made, hosts = fleet([Prompt(prompt="The capital of France?", **prompt)], ask_model=answer(text))
+    if good:
+        made.prompts("lb1", NODE, ["llama"])
+        assert json.loads(hosts.asked[0][2]).items() >= {"temperature": 0, "max_tokens": 64}.items()
+    else:
+        with pytest.raises(Failure) as failure:
+            made.prompts("lb1", NODE, ["llama"])
+        # A prompt may be the house's own, and its answer too.
+        assert "France" not in str(failure.value)
+        assert text not in str(failure.value)
+        assert "llama does not answer prompt 1 as it should" in str(failure.value)
+
+
+def test_a_prompt_for_a_model_that_the_node_does_not_serve_is_left_out(fleet):
+    made, hosts = fleet([Prompt(prompt="?", expect="!", model="qwen")])
+    made.prompts("lb1", NODE, ["llama"])
+    assert hosts.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("prompt: x", "is no list of prompts"),
+        ("[]", "is no list of prompts"),
+        ("- prompt: x", "give one of expect and matches"),
+        ("- {prompt: x, expect: a, matches: b}", "give one of expect and matches"),
+        ("- {prompt: x, matches: '('}", "is no regular expression"),
+        ("- {prompt: x, expect: 5}", "expect: Input should be a valid string"),
+        ("- {prompts: x, expect: a}", "prompt: Field required"),
+        ("- {", "is no YAML"),
+    ],
+)
+def test_a_wrong_file_of_prompts_is_refused_in_one_line(tmp_path, text, what):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text)
+    with pytest.raises(Refused) as refused:
+        load_prompts(path)
+    (problem,) = refused.value.problems
+    assert what in str(problem)
+    assert "\n" not in str(problem)
+
+
+def test_prompts_are_read(tmp_path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text("- {prompt: hello, matches: h}\n- {prompt: 1+1, expect: '2', model: llama, max_tokens: 2}\n")
+    assert [prompt.model for prompt in load_prompts(path)] == [None, "llama"]
+
+
+def locked(state, claim, take_over=""):
+    words = ["sh", str(LOCK), str(state), claim.id, claim.to_json(), take_over]
+    return Claim.from_json(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_lock_is_taken_kept_and_taken_over_only_by_name(tmp_path):
+    state = tmp_path / "quench"
+    assert locked(state, CLAIM) == CLAIM
+    assert locked(state, CLAIM) == CLAIM
+    assert locked(state, OTHER) == CLAIM
+    assert locked(state, OTHER, take_over="r3") == CLAIM
+    assert locked(state, OTHER, take_over="r1") == OTHER
+    assert locked(state, CLAIM) == OTHER
+
+
+def test_of_two_that_come_at_once_one_has_the_lock(tmp_path):
+    claims = [Claim(f"r{number}", "anna", "desk", "now") for number in range(8)]
+    found = []
+    threads = [threading.Thread(target=lambda claim=claim: found.append(locked(tmp_path, claim))) for claim in claims]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+
+
+def test_a_lock_that_cannot_be_read_is_held_by_somebody_and_can_be_taken_over(tmp_path):
+    (tmp_path / "rollout.lock").write_text("{\n")
+    assert locked(tmp_path, CLAIM).id == "unknown"
+    assert locked(tmp_path, CLAIM, take_over="unknown") == CLAIM
+    assert locked(tmp_path, OTHER, take_over="unknown") == CLAIM
+
+
+def test_units_that_are_not_active_are_named_with_their_state(fleet):
+    made, _ = fleet(converged=["vllm@llama.service failed", "nginx.service activating"])
+    assert made.units("node1") == [("vllm@llama.service", "failed"), ("nginx.service", "activating")]
+
+
+def test_a_change_is_the_operators_own_run_and_its_output_is_kept(fleet, tmp_path):
+    made, _ = fleet(change=[sys.executable, "-c", "import sys; print(sys.argv[1:])"])
+    made.change(["node1", "node2"])
+    (log,) = (tmp_path / "runs").iterdir()
+    assert log.read_text() == "['--limit', 'node1', '--limit', 'node2', '-y']\n"
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_change_that_fails_says_why_in_one_line(fleet):
+    script = "print('[node1] quench: this check refused the new files'); print('--> error'); raise SystemExit(1)"
+    made, _ = fleet(change=[sys.executable, "-c", script])
+    with pytest.raises(Failure, match=r"change ended with 1: \[node1\] quench: this check refused the new files;"):
+        made.change(["node1"])
+
+
+def test_ctrl_c_ends_the_run_before_the_rollout(fleet, tmp_path):
+    ended = tmp_path / "ended"
+    script = (
+        "import signal, time, pathlib\n"
+        f"def end(*_): pathlib.Path({str(ended)!r}).write_text('yes'); raise SystemExit(1)\n"
+        "signal.signal(signal.SIGINT, end)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(30)\n"
+    )
+    made, _ = fleet(change=[sys.executable, "-c", script])
+
+    def press():
+        while not list((tmp_path / "runs").glob("*.log")) or not next((tmp_path / "runs").glob("*.log")).read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        made.change(["node1"])
+    thread.join()
+    assert ended.read_text() == "yes"
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("a\n\x1b[31m[node1] quench: no\x1b[0m\n[node1] Error: executed 0 commands\n--> pyinfra error\n", "quench: no"),
+        ("node1: nginx_port: is taken; give another\n", "node1: nginx_port: is taken; give another"),
+        ("[node1] gone\nNo hosts remaining!\n", "[node1] gone"),
+        ("x\n\n", "x"),
+        ("", "no output"),
+    ],
+)
+def test_the_line_of_a_log_that_says_most(tmp_path, log, said):
+    path = tmp_path / "log"
+    path.write_text(log)
+    assert reason(path, ["node1"]).endswith(said)
+
+
+def test_the_configuration_of_ssh_follows_the_inventory():
+    data = {"ssh_hostname": "10.0.0.1", "ssh_user": "ops", "ssh_key": "k", "ssh_known_hosts_file": "h", "platform": "x"}
+    assert ssh_config("node1", data) == (
+        "Host node1\n  HostName 10.0.0.1\n  User ops\n  IdentityFile k\n  UserKnownHostsFile h\n"
+    )
+
+
+def test_hosts_are_sorted_as_people_do():
+    assert sorted(["node10", "node2", "a1.b", "node1"], key=natural) == ["a1.b", "node1", "node2", "node10"]
+
+
+def test_the_run_is_the_one_of_the_operator():
+    words = pyinfra_command("inventories/prod.py", ["deploys/inference.py"], ["data"])
+    assert words[0].endswith("pyinfra")
+    assert words[1:] == ["inventories/prod.py", "deploys/inference.py", "--group-data", "data"]
