@@ -74,7 +74,7 @@ def changed(node: Node, folder: Path, **more: object) -> str:
     """Settings of each kind: a file that is reloaded, one that restarts, and a second model."""
     model = lab_data(node)["vllm_models"][MODEL]
     new = {
-        "nginx_answer_seconds": 123,
+        "nginx_body_mebibytes": 9,
         "vllm_drain_seconds": 11,
         "vllm_models": {MODEL: {**model, "max_model_len": 512}, "second": {**model, "port": 8001}},
     }
