@@ -215,7 +215,7 @@ class Rollout:
         self._models: dict[str, tuple[str, ...]] = {}
 
     def run(self, *, take_over: str = "") -> Result:
-        """Bring all nodes through.
+        """Bring all nodes through. Once; then the record is closed.
 
         Args:
             take_over: id of a rollout that is dead and holds the lock.
@@ -246,6 +246,7 @@ class Rollout:
         finally:
             if locked:
                 self._unlock()
+            self._record.close()
         return Result(self._claim.id, outcome, self._reasons, round(self._clock() - start, 1), self._results)
 
     # Before the first node
@@ -279,7 +280,8 @@ class Rollout:
         except Failure as failure:
             raise Refused([Problem(failure.host, "balancers", failure.what, failure.remedy)]) from None
         left = (marked | set(self._record.work)) & set(self._plans)
-        self._others = marked - left
+        known = {server.name for servers in seen.values() for server in servers}
+        self._others = (marked - left) & known
         untouched = {node for node, step in self._record.work.items() if step in ("drain", "wait", "keep")}
         self._changed = left - untouched
         done = {node for node, plan in self._plans.items() if self._record.done.get(node) == plan.hash} - left
@@ -294,6 +296,8 @@ class Rollout:
         if problems:
             raise Refused(problems)
         self._record.begin(self._claim.id)
+        for node in sorted(self._others):
+            self._reasons.append(f"{node}: was left drained by a rollout before, and is no part of this one")
         return batches
 
     def _unknown(self, nodes: Sequence[str], seen: Mapping[str, list[Server]]) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -106,6 +107,8 @@ class Hosts:
     """The hosts of an inventory, each connected when it is first asked, and anew when the connection was lost."""
 
     def __init__(self, inventory: Inventory) -> None:
+        # It says what the exception says that it raises.
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)
         self._inventory = inventory
         self._state = State(inventory, Config())
 

@@ -50,7 +50,10 @@ while read -r unit active enabled; do
     need=
     if ! cmp -s "$state/converged/$unit.reload" "$old/converged/$unit.reload"; then need=reload; fi
     if ! cmp -s "$state/converged/$unit.restart" "$old/converged/$unit.restart"; then need=restart; fi
-    if [ "$active" = active ] && ! systemctl is-active --quiet "$unit"; then need=restart; fi
+    case "$active $(systemctl is-active "$unit")" in
+    "active active" | "active reloading") ;;
+    "active "*) need=restart ;;
+    esac
     [ -z "$need" ] || rm -f "$state/converged/$unit.$need"
     echo "$unit $active ${enabled:-unknown} ${need:-nothing}"
 done <"$release/units" >"$stage/needs"

@@ -430,6 +430,18 @@ def test_a_node_that_a_dead_rollout_of_another_controller_left_is_found_at_the_b
     assert world.fleet.marks["lb1"] == []
 
 
+def test_a_node_that_was_left_drained_and_is_no_part_of_this_is_said_and_not_forgotten(world):
+    world.fleet.alter("node3", status="DRAIN")
+    # One that no balancer knows any more is.
+    world.fleet.marks = {"lb1": ["node3", "node9"]}
+    del world.plans["node3"]
+    result = world.run()
+    assert result.code == 0
+    assert result.reasons == ["node3: was left drained by a rollout before, and is no part of this one"]
+    assert world.fleet.marks["lb1"] == ["node3"]
+    assert world.fleet.states()["lb1", "node3"] == "DRAIN"
+
+
 def test_a_node_that_may_be_half_changed_does_not_come_back_unverified(world):
     world.fleet.alter("node3", status="DRAIN")
     world.fleet.marks = {"lb1": ["node3"]}

@@ -1,7 +1,6 @@
 """What a rollout says to hosts, and what it makes of their answers."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -234,28 +233,45 @@ def test_a_change_that_fails_says_why_in_one_line(fleet):
         made.change(["node1"])
 
 
-def test_ctrl_c_ends_the_run_before_the_rollout(fleet, tmp_path):
-    ended = tmp_path / "ended"
-    script = (
-        "import signal, time, pathlib\n"
-        f"def end(*_): pathlib.Path({str(ended)!r}).write_text('yes'); raise SystemExit(1)\n"
-        "signal.signal(signal.SIGINT, end)\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(30)\n"
-    )
-    made, _ = fleet(change=[sys.executable, "-c", script])
+# As the command does it, in a process of its own: pyinfra's command line patches the standard library for gevent.
+_CONTROLLER = """\
+import signal, sys
+import pyinfra_cli.inventory
+from pathlib import Path
+from quench.rollout_hosts import SshFleet
 
-    def press():
-        while not list((tmp_path / "runs").glob("*.log")) or not next((tmp_path / "runs").glob("*.log")).read_text():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+class Hosts:
+    def group(self, name):
+        return []
 
-    thread = threading.Thread(target=press)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        made.change(["node1"])
-    thread.join()
-    assert ended.read_text() == "yes"
+# A shell has its jobs in the background ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    SshFleet(Hosts(), sys.argv[2:], [], None, Path(sys.argv[1])).change(["node1"])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+_RUN = """\
+import pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path(sys.argv[1], "ended").write_text("yes")
+    raise SystemExit(1)
+signal.signal(signal.SIGINT, end)
+pathlib.Path(sys.argv[1], "begun").write_text("yes")
+time.sleep(30)
+"""
+
+
+def test_ctrl_c_ends_the_run_before_the_rollout(tmp_path):
+    words = [sys.executable, "-c", _CONTROLLER, str(tmp_path / "runs"), sys.executable, "-c", _RUN, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=CHECKOUT) as process:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert out == "interrupted\n"
+    assert (tmp_path / "ended").exists()
 
 
 @pytest.mark.parametrize(
