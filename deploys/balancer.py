@@ -3,11 +3,14 @@
 pyinfra inventories/prod.py deploys/balancer.py --limit balancers
 """
 
+from pyinfra import host
+
 from quench import peers, preflight
 from roles.base import base
 from roles.firewall import firewall
 from roles.haproxy import haproxy
 from roles.hardening import hardening
+from roles.keepalived import keepalived
 from roles.logrotate import logrotate
 from roles.nginx import node
 from roles.vllm import served
@@ -15,6 +18,8 @@ from roles.vllm import served
 preflight()
 base()
 haproxy_logs = haproxy([node(peer, served(peer)) for peer in peers("inference")])
+if host.data.get("keepalived_addresses"):
+    keepalived()
 sudo_logs = hardening()
 logrotate(haproxy_logs, sudo_logs)
 firewall()

@@ -61,6 +61,19 @@ def _balancer(host, lab):
         # A lab host may have 20000 files open.
         "haproxy_connections": 8000,
         "haproxy_clients": _clients(data),
+        **(_shared_address(data, lab) if len(lab.balancers) > 1 else {}),
+    }
+
+
+def _shared_address(data, lab):
+    """One address over all balancers."""
+    return {
+        "keepalived_addresses": [f"{lab.shared_address}/24"],
+        "keepalived_interface": "eth0",
+        "keepalived_router_id": 51,
+        "keepalived_balancers": [balancer.address for balancer in lab.balancers],
+        "keepalived_address": data["address"],
+        "keepalived_check_server_name": data["shared_name"],
     }
 
 

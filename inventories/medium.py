@@ -17,9 +17,10 @@ _secrets = os.environ.get("QUENCH_SECRETS", "secrets/ca")
 _balancers = ["lb1.example.org", "lb2.example.org"]
 
 
-def _balancer(name, platform):
+def _balancer(name, platform, address):
     return name, {
         "platform": platform,
+        "keepalived_address": address,
         "haproxy_certificate": f"{_secrets}/llm.example.org.crt",
         "haproxy_private_key": f"file:{_secrets}/llm.example.org.key",
         "haproxy_node_name": name,
@@ -44,7 +45,10 @@ def _node(name, platform, **more):
     }
 
 
-balancers = [_balancer("lb1.example.org", "debian-12"), _balancer("lb2.example.org", "debian-13")]
+balancers = [
+    _balancer("lb1.example.org", "debian-12", "192.0.2.131"),
+    _balancer("lb2.example.org", "debian-13", "192.0.2.132"),
+]
 inference = [
     _node("node1.example.org", "debian-12"),
     _node("node2.example.org", "debian-12"),

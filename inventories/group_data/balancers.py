@@ -45,6 +45,16 @@ haproxy_clients = {
     },
 }
 
+# --- keepalived: the address that clients call ------------------------------------------------------------------
+
+# One of the balancers has it, as long as its HAProxy answers. Without keepalived_addresses there is none, and a
+# balancer is called by its own address.
+keepalived_addresses = ["192.0.2.130/26"]
+keepalived_interface = "eth0"
+keepalived_router_id = 51
+keepalived_balancers = ["192.0.2.131", "192.0.2.132"]
+keepalived_check_server_name = "llm.example.org"
+
 # --- logrotate: how long logs are kept -------------------------------------------------------------------------
 
 # Six years, where HIPAA makes the access log a record (45 CFR 164.316(b)(2)(i)). Shorter where it does not.

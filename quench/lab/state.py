@@ -122,6 +122,11 @@ class Lab:
         return [host for host in self.hosts if host.balancer]
 
     @property
+    def shared_address(self) -> str:
+        """The address that the balancers have among them. No host gets it."""
+        return f"{self.subnet}.250"
+
+    @property
     def gateway(self) -> str:
         """The controller's address on the lab's network. The mirror listens there."""
         return f"{self.subnet}.1"

@@ -46,7 +46,7 @@ class KeepalivedSettings(RoleSettings):
     address: str = Field(description="This host's own address, one of keepalived_balancers.", examples=["10.0.2.11"])
     check_port: int = Field(default=443, ge=1, le=65535, description="TCP port of this host's frontend.")
     check_path: str = Field(
-        default="/",
+        default="/alive",
         pattern=r"^/[A-Za-z0-9._~/-]*$",
         description="Path that the frontend is asked for each second. Any answer by HTTP will do, an error as well.",
         examples=["/health"],

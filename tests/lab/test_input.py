@@ -122,10 +122,10 @@ def test_problems_of_all_hosts_come_together(untouched: Node, tmp_path: Path) ->
     added = {
         **printable(lab_data(untouched)),
         "nginx_prot": 1,
-        "nginx_clients": {},
+        "nginx_port": "443",
     }
     changes = {"*": {"vllm_drain_seconds": "x"}, "add": [("node7", added)]}
-    expected = ["node1: vllm_drain_seconds: ", "node7: nginx_clients: ", "node7: nginx_prot: "]
+    expected = ["node1: vllm_drain_seconds: ", "node7: nginx_port: ", "node7: nginx_prot: "]
     refused_alike(untouched, tmp_path, changes, expected)
 
 
