@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from quench.lab import fleet
+from quench.lab import fleet as labs
 from quench.lab.progress import LabError
+from quench.lab.state import HostSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fleets import BALANCERS, Fleet, entry, fleet_of
 from support import Node, run_pyinfra
 
 # A secret that the real engine's host gets, and that must show up nowhere but in its place.
@@ -26,13 +28,13 @@ def fresh(name: str, **options: object) -> Iterator[Node]:
     keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
     if not keep:
         with suppress(LabError):
-            fleet.down(name)
-    lab = fleet.up(name, **options)  # type: ignore[arg-type]
+            labs.down(name)
+    lab = labs.up(name, **options)  # type: ignore[arg-type]
     try:
         yield Node(lab, "node1")
     finally:
         if not keep:
-            fleet.down(name)
+            labs.down(name)
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +65,19 @@ def stand_in_node(bare_stand_in: Node) -> Node:
     run = run_pyinfra(bare_stand_in, "-y")
     assert run.code == 0, run.text[-4000:]
     return bare_stand_in
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two balancers in front of three nodes with the stand-in engine, and a keyring of several clients."""
+    clients = {
+        "demo": {"keys": [entry("demo")], "requests_per_minute": 60000, "concurrent": 5000},
+        "slow": {"keys": [entry("slow")], "requests_per_minute": 3},
+        "narrow": {"keys": [entry("narrow")], "concurrent": 2, "requests_per_minute": 6000},
+        "late": {"keys": [entry("late", "2020-01-01")]},
+        "other": {"keys": [entry("other")], "models": []},
+        "two": {"keys": [entry("two-old"), entry("two-new")]},
+    }
+    changes = {name: {"haproxy_clients": clients, "haproxy_body_mebibytes": 2} for name in ("lb1", "lb2")}
+    specs = (*BALANCERS, HostSpec("node1", "debian-12"), HostSpec("node2", "debian-13"), HostSpec("node3", "debian-12"))
+    yield from fleet_of("test-fleet", tmp_path_factory.mktemp("fleet"), specs, **changes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,3 +77,22 @@ def fleet_of(name: str, folder: Path, specs: Sequence[HostSpec], **changes: Any)
         )
         assert [run.text[-3000:] for run in provision(fleet, folder) if run.code != 0] == []
         yield fleet
+
+
+def key_of(client: str) -> str:
+    return f"sk-{client}"
+
+
+def entry(client: str, expires: str = "2099-01-01") -> dict[str, str]:
+    """The key of a client, as a keyring has it."""
+    return {"sha256": hashlib.sha256(key_of(client).encode()).hexdigest(), "expires": expires}
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether something comes true in that time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False

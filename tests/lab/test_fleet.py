@@ -3,48 +3,27 @@ stand-in; HAProxy, nginx, TLS, keys and every packet are real."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
+import itertools
 import json
+import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import openai
 import pytest
-from fleets import BALANCERS, Fleet, ask, fleet_of, provision, servers
+from fleets import Fleet, ask, entry, key_of, provision, servers, wait
 from support import MODEL, Node
 
-from quench.lab import fleet as lab_fleet
-from quench.lab.state import HostSpec
+from quench.lab import fleet as labs
 from tests.load.load import running
 
 CHAT = "/v1/chat/completions"
-SPECS = (*BALANCERS, HostSpec("node1", "debian-12"), HostSpec("node2", "debian-13"), HostSpec("node3", "debian-12"))
-
-
-def key_of(name: str) -> str:
-    return f"sk-{name}"
-
-
-def entry(name: str, expires: str = "2099-01-01") -> dict[str, str]:
-    return {"sha256": hashlib.sha256(key_of(name).encode()).hexdigest(), "expires": expires}
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    clients = {
-        "demo": {"keys": [entry("demo")], "requests_per_minute": 60000, "concurrent": 5000},
-        "slow": {"keys": [entry("slow")], "requests_per_minute": 3},
-        "narrow": {"keys": [entry("narrow")], "concurrent": 2, "requests_per_minute": 6000},
-        "late": {"keys": [entry("late", "2020-01-01")]},
-        "other": {"keys": [entry("other")], "models": []},
-        "two": {"keys": [entry("two-old"), entry("two-new")]},
-    }
-    changes = {name: {"haproxy_clients": clients, "haproxy_body_mebibytes": 2} for name in ("lb1", "lb2")}
-    yield from fleet_of("test-fleet", tmp_path_factory.mktemp("fleet"), SPECS, **changes)
 
 
 class Answer:
@@ -319,15 +298,6 @@ def test_a_node_whose_engine_does_not_answer_is_taken_out_though_its_ports_are_o
     assert wait(lambda: servers(balancer)[node.name]["status"] == "UP", 30)
 
 
-def wait(condition: Any, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
-
-
 def test_a_drained_node_gets_nothing_more_and_finishes_what_it_has(fleet: Fleet) -> None:
     balancer = fleet.balancers[0]
     with running(fleet.load(key=key_of("demo"), streams=6, stream_words=150, plain=2)) as tally:
@@ -361,7 +331,7 @@ def test_a_node_that_is_killed_ends_its_own_streams_and_nothing_else(fleet: Flee
     with running(fleet.load(key=key_of("demo"), streams=9, stream_words=200, plain=6)) as tally:
         tally.wait(lambda tally: tally.flowing >= 9)
         on_it = int(servers(balancer)[node.name]["scur"])
-        lab_fleet.switch_off(node.lab, node.name)
+        labs.switch_off(node.lab, node.name)
         began = time.monotonic()
         assert wait(lambda: servers(balancer)[node.name]["status"].startswith("DOWN"), 15)
         out = time.monotonic() - began
@@ -369,7 +339,7 @@ def test_a_node_that_is_killed_ends_its_own_streams_and_nothing_else(fleet: Flee
     # Streams that ran there, and requests that it had already taken.
     assert len(tally.bad) <= on_it, [str(request) for request in tally.bad]
     assert out < 10
-    lab_fleet.switch_on(node.lab, node.name)
+    labs.switch_on(node.lab, node.name)
     assert wait(lambda: servers(balancer)[node.name]["status"] == "UP", 60)
 
 
@@ -383,3 +353,56 @@ def test_where_no_node_is_up_the_answer_is_503_and_says_when_to_come_back(fleet:
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
     assert answer.error["type"] == "server_error"
     assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
+
+
+def longest_silence(fleet: Fleet, act: Callable[[], object]) -> float:
+    """Seconds in which the shared address answers nobody who connects anew, from when something is done to it."""
+    address = (fleet.balancers[0].lab.shared_address, 443)
+    context = ssl.create_default_context(cafile=fleet.balancers[0].ca)
+    context.check_hostname = False
+    answered: list[float] = [time.monotonic()]
+    done = threading.Event()
+
+    def knock() -> None:
+        while not done.is_set():
+            with suppress(OSError), socket.create_connection(address, timeout=0.2) as plain:
+                plain.settimeout(0.5)
+                with context.wrap_socket(plain) as secure:
+                    secure.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    if secure.recv(12).startswith(b"HTTP/1.1 404"):
+                        answered.append(time.monotonic())
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=knock)
+    thread.start()
+    time.sleep(1)
+    act()
+    time.sleep(6)
+    done.set()
+    thread.join()
+    assert len(answered) > 50
+    return max(later - earlier for earlier, later in itertools.pairwise([*answered, time.monotonic()]))
+
+
+def holder(fleet: Fleet) -> Node:
+    """The balancer that has the shared address."""
+    found = [lb for lb in fleet.balancers if lb.lab.shared_address in lb.root("ip -oneline address show dev eth0")]
+    assert len(found) == 1, [lb.name for lb in found]
+    return found[0]
+
+
+def test_the_address_moves_within_3_seconds_when_haproxy_ends(fleet: Fleet) -> None:
+    first = holder(fleet)
+    assert (
+        longest_silence(fleet, lambda: first.root("systemctl kill --signal=KILL haproxy; systemctl stop haproxy")) < 3
+    )
+    assert holder(fleet).name != first.name
+    first.root("systemctl start haproxy.service")
+
+
+def test_the_address_moves_within_3_seconds_when_a_balancer_loses_its_power(fleet: Fleet) -> None:
+    first = holder(fleet)
+    assert longest_silence(fleet, lambda: labs.switch_off(first.lab, first.name)) < 3
+    labs.switch_on(first.lab, first.name)
+    assert wait(lambda: first.root("systemctl is-system-running", check=False) == "running", 60)
+    assert holder(fleet).name != first.name

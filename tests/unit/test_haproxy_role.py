@@ -1,0 +1,223 @@
+"""What the files of a balancer say. An error that other guides have spread has its number beside its test."""
+
+import json
+import re
+
+import pytest
+
+from quench import Engine, Node, Route
+from roles.haproxy import HaproxySettings, files
+from roles.haproxy.files import pools
+
+TEXT = (Route("POST", "/v1/chat/completions"), Route("POST", "/v1/completions"))
+LLAMA = Engine("llama", 8000, TEXT, concurrent=64)
+QWEN = Engine("qwen", 8001, TEXT, concurrent=16)
+EMBED = Engine("embed", 8002, (Route("POST", "/v1/embeddings"),))
+NODES = (
+    Node("node1", "10.0.30.11", 443, "node1.example.org", (LLAMA, QWEN)),
+    Node("node2", "10.0.30.12", 443, "node2.example.org", (LLAMA, EMBED), weight=50),
+    Node("node3", "10.0.30.13", 443, "node3.example.org", (LLAMA,), standby=True),
+)
+CLIENT = {"keys": [{"sha256": "a" * 64, "expires": "2030-06-30"}], "requests_per_minute": 120, "concurrent": 16}
+
+
+@pytest.fixture
+def data(example_secrets):
+    return {
+        "platform": "debian-12",
+        "haproxy_server_name": "llm.example.org",
+        "haproxy_certificate": f"{example_secrets}/llm.example.org.crt",
+        "haproxy_private_key": f"file:{example_secrets}/llm.example.org.key",
+        "haproxy_node_name": "lb1.example.org",
+        "haproxy_node_certificate": f"{example_secrets}/lb1.example.org.crt",
+        "haproxy_node_private_key": f"file:{example_secrets}/lb1.example.org.key",
+        "haproxy_node_ca": f"{example_secrets}/ca.crt",
+        "haproxy_clients": {"team-a": CLIENT},
+    }
+
+
+@pytest.fixture
+def rendered(data):
+    def render(nodes=NODES, **changes):
+        settings = HaproxySettings.load("lb1", data | changes)
+        return {file.dest: file.content for file in files(settings, nodes) if hasattr(file, "content")}
+
+    return render
+
+
+@pytest.fixture
+def configuration(rendered):
+    return lambda nodes=NODES, **changes: rendered(nodes, **changes)["/etc/haproxy/haproxy.cfg"]
+
+
+def section(text, name):
+    """The lines of a section, without comments."""
+    start = text.index(f"\n{name}\n") + 1
+    lines = text[start:].splitlines()
+    end = next((i for i, line in enumerate(lines[1:], 1) if line and not line.startswith((" ", "#"))), len(lines))
+    return [line.strip() for line in lines[1:end] if line.strip() and not line.strip().startswith("#")]
+
+
+def test_the_settings_have_no_problem(data):
+    assert list(HaproxySettings.load("lb1", data).problems("lb1")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        (
+            {"haproxy_node_name": "lb9.example.org"},
+            "haproxy_node_certificate",
+            "does not carry the name lb9.example.org",
+        ),
+        ({"haproxy_server_name": "other.example.org"}, "haproxy_certificate", "does not carry the name"),
+        ({"haproxy_node_ca": "/nowhere"}, "haproxy_node_ca", "No such file"),
+        ({"haproxy_metrics_port": 1443, "haproxy_port": 1443}, "haproxy_metrics_port", "as haproxy_port"),
+    ],
+)
+def test_what_cannot_work_is_said(data, change, key, words):
+    found = list(HaproxySettings.load("lb1", data | change).problems("lb1"))
+    assert [problem.key for problem in found] == [key]
+    assert words in found[0].what
+
+
+def test_each_model_has_a_pool_of_the_nodes_that_serve_it():
+    assert {pool.model: [node.name for node in pool.nodes] for pool in pools(NODES)} == {
+        "embed": ["node2"],
+        "llama": ["node1", "node2", "node3"],
+        "qwen": ["node1"],
+    }
+
+
+def test_no_server_is_defined_twice_in_a_pool(configuration):
+    # [guides 13] "another server named … was already defined": HAProxy does not start.
+    for name in ("pool_llama", "pool_qwen", "pool_embed"):
+        servers = [
+            line.split()[1] for line in section(configuration(), f"backend {name}") if line.startswith("server ")
+        ]
+        assert len(servers) == len(set(servers)) > 0
+
+
+def test_slowstart_and_checks_hold_for_every_server(configuration):
+    (default,) = [line for line in section(configuration(), "backend pool_llama") if line.startswith("default-server ")]
+    assert {"check", "slowstart", "30s", "verify", "required", "maxconn", "64"} <= set(default.split())
+
+
+def test_there_are_timeouts_and_the_mode_is_http(configuration):
+    # [guides 14] Without them sessions hang for ever; without the mode there is no balancing by request.
+    lines = section(configuration(), "defaults")
+    assert "mode http" in lines
+    timeouts = {line.split()[1] for line in lines if line.startswith("timeout ")}
+    assert {"client", "server", "connect", "queue", "http-request", "http-keep-alive", "check"} <= timeouts
+
+
+@pytest.mark.parametrize(("model", "path"), [("llama", "/v1/completions"), ("embed", "/v1/embeddings")])
+def test_health_means_that_the_model_answers(configuration, model, path):
+    # [guides 15] A list of models, or of files, is 200 with a dead GPU.
+    lines = section(configuration(), f"backend pool_{model}")
+    (send,) = [line for line in lines if line.startswith("http-check send ")]
+    assert f"meth POST uri {path} " in send
+    assert json.loads(re.search(r"body '(.*)'", send)[1])["model"] == model
+    assert "http-check expect status 200" in lines
+
+
+def test_the_socket_can_drain_and_is_on_no_network(configuration):
+    # [guides 16] The procedure needs the level admin.
+    (socket,) = [line for line in section(configuration(), "global") if line.startswith("stats socket")]
+    assert socket.split()[2:] == ["/run/haproxy/admin.sock", "mode", "600", "level", "admin", "expose-fd", "listeners"]
+    assert "stats admin" not in configuration() and "stats enable" not in configuration()
+
+
+def test_a_node_that_takes_no_connection_is_not_the_end(configuration):
+    # [guides 17] 15 s of errors after a crash; and nothing that was sent is sent again.
+    lines = section(configuration(), "backend pool_llama")
+    assert "option redispatch 1" in lines and "retry-on conn-failure" in lines
+
+
+def test_the_way_to_the_nodes_is_encrypted_and_checked(configuration):
+    # [guides 17] Plain HTTP to the backends.
+    for line in section(configuration(), "backend pool_llama"):
+        if line.startswith("server "):
+            name = line.split()[1]
+            assert f"verifyhost {name}.example.org" in line and f"sni str({name}.example.org)" in line
+    assert "verify none" not in configuration()
+
+
+def test_weights_and_standby_are_the_nodes_own(configuration):
+    servers = {line.split()[1]: line for line in section(configuration(), "backend pool_llama") if "weight" in line}
+    assert "weight 50" in servers["node2"]
+    assert [name for name, line in servers.items() if line.endswith(" backup")] == ["node3"]
+
+
+def test_the_balance_is_always_written_down(configuration):
+    # The default differs between versions: round robin up to 3.2, random later.
+    assert "balance leastconn" in section(configuration(), "backend pool_llama")
+    lines = section(configuration(haproxy_balance="session"), "backend pool_llama")
+    assert {"balance hash req.hdr(x-session-id)", "hash-type consistent", "hash-balance-factor 150"} <= set(lines)
+
+
+def test_only_tls_1_3(configuration):
+    lines = section(configuration(), "global")
+    assert "ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets" in lines
+    assert "ssl-default-server-options ssl-min-ver TLSv1.3 no-tls-tickets" in lines
+    # TLS 1.2's list of ciphers says nothing on 1.3.
+    assert "ssl-default-bind-ciphers" not in configuration()
+
+
+def test_a_client_cannot_say_who_it_is(configuration):
+    lines = section(configuration(), "frontend clients")
+    assert "http-request del-header X-Model" in lines
+    assert "http-request set-header X-Client-Id %[var(txn.client)]" in lines
+    assert {"http-request del-header Authorization", "http-request del-header X-API-Key"} <= set(lines)
+
+
+def test_refusals_say_when_to_come_back(configuration):
+    refusals = [line for line in configuration().splitlines() if re.search(r"status (429|503) ", line)]
+    assert len(refusals) >= 4
+    assert [line for line in refusals if "Retry-After" not in line.replace(" hdr ", " ")] == []
+
+
+def test_every_error_body_is_json(configuration):
+    bodies = re.findall(r" string '(.*?)'(?: |$)", configuration(), re.MULTILINE)
+    assert len(bodies) > 10
+    for text in bodies:
+        assert json.loads(text)["error"]["message"]
+
+
+def test_the_log_is_one_json_object_without_key_and_query(rendered):
+    (line,) = re.findall(r"^ *log-format '(.*)'$", rendered()["/etc/haproxy/haproxy.cfg"], re.MULTILINE)
+    assert "hdr" not in line and "query" not in line and "url" not in line
+    filled = re.sub(r"%\[[^\]]*\]\]?", "x", line)
+    filled = re.sub(r"%(ST|U|B|Ta|Tw|Tc|Tr)\b", "1", filled)
+    assert json.loads(re.sub(r"%\w+", "x", filled))["status"] == 1
+
+
+def test_maps_have_hashes_and_no_comment(rendered):
+    texts = rendered(haproxy_clients={"team-a": CLIENT, "only": {**CLIENT, "keys": [KEY_B], "models": ["qwen"]}})
+    keys = texts["/etc/haproxy/quench/keys.map"].splitlines()
+    # 2030-06-30 in seconds since 1970.
+    assert keys == [f"{'b' * 64} only|1909008000|120|16", f"{'a' * 64} team-a|1909008000|120|16"]
+    assert texts["/etc/haproxy/quench/pools.map"].splitlines() == [
+        "only/qwen pool_qwen",
+        "team-a/embed pool_embed",
+        "team-a/llama pool_llama",
+        "team-a/qwen pool_qwen",
+    ]
+    lists = dict(line.split(" ", 1) for line in texts["/etc/haproxy/quench/lists.map"].splitlines())
+    assert [model["id"] for model in json.loads(lists["only"])["data"]] == ["qwen"]
+
+
+KEY_B = {"sha256": "b" * 64, "expires": "2030-06-30"}
+
+
+def test_nothing_runs_as_root(rendered):
+    for name in ("haproxy", "body-router"):
+        lines = rendered()[f"/etc/systemd/system/{name}.service"].splitlines()
+        assert "User=haproxy" in lines and "NoNewPrivileges=yes" in lines
+
+
+def test_a_reload_keeps_what_was_drained(rendered):
+    # [guides 16] A drained node that comes back with a reload gets requests in the midst of its change.
+    unit = rendered()["/etc/systemd/system/haproxy.service"]
+    assert unit.index("show servers state") < unit.index("kill -USR2")
+    assert "load-server-state-from-file global" in rendered()["/etc/haproxy/haproxy.cfg"]
