@@ -58,6 +58,11 @@ def haproxy(settings: HaproxySettings, nodes: Sequence[Node]) -> LogFiles:
     packages(PACKAGES, hold_back=[UNIT, "nginx.service"])
     managed = files(settings, nodes)
     install("haproxy", managed)
+    ensure(
+        "Stop the nginx of the package",
+        "systemctl is-active nginx.service | grep -x active",
+        "systemctl stop nginx.service",
+    )
     services([ROUTER, UNIT], managed)
     ensure(
         "Bring the keyring into the running HAProxy",

@@ -17,7 +17,7 @@ from quench.lab.state import HostSpec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fleets import BALANCERS, Fleet, entry, fleet_of
-from support import Node, run_pyinfra
+from support import STOCK, Node, run_pyinfra
 
 # A secret that the real engine's host gets, and that must show up nowhere but in its place.
 CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
@@ -79,5 +79,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         "two": {"keys": [entry("two-old"), entry("two-new")]},
     }
     changes = {name: {"haproxy_clients": clients, "haproxy_body_mebibytes": 2} for name in ("lb1", "lb2")}
-    specs = (*BALANCERS, HostSpec("node1", "debian-12"), HostSpec("node2", "debian-13"), HostSpec("node3", "debian-12"))
-    yield from fleet_of("test-fleet", tmp_path_factory.mktemp("fleet"), specs, **changes)
+    systems = {"node1": "debian-12", "node2": "debian-13", "node3": "debian-12"}
+    nodes = [HostSpec(name, system, packages=STOCK) for name, system in systems.items()]
+    yield from fleet_of("test-fleet", tmp_path_factory.mktemp("fleet"), [*BALANCERS, *nodes], **changes)

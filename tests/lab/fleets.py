@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from gpus import hosts_of
-from support import BALANCER_DEPLOY, DEPLOY, Node, Run, run_pyinfra, write_inventory
+from support import BALANCER_DEPLOY, DEPLOY, STOCK, Node, Run, run_pyinfra, write_inventory
 
 from quench.lab.state import HostSpec
 from tests.load.load import Load
 
-BALANCERS = (HostSpec("lb1", "debian-12", zone="dmz"), HostSpec("lb2", "debian-13", zone="dmz"))
+BALANCERS = (
+    HostSpec("lb1", "debian-12", zone="dmz", packages=STOCK),
+    HostSpec("lb2", "debian-13", zone="dmz", packages=STOCK),
+)
 
 
 @dataclass

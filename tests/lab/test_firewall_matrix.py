@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 import packets
 import pytest
 from gpus import hosts_of
-from support import DEPLOY, Node, run_pyinfra, write_inventory
+from support import DEPLOY, STOCK, Node, run_pyinfra, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec, Lab
@@ -55,12 +55,12 @@ PASSES = {
 ANSWERS = {"22/tcp": "SSH-2.0-", "443/tcp": "HTTP/1.1 400 ", "8080/tcp": "HTTP/1.1 ", "53/udp": "QU"}
 
 HOSTS = (
-    HostSpec("dmz", "debian-13", zone="dmz"),
-    HostSpec("app", "debian-12", zone="app"),
-    HostSpec("storage", "debian-13", zone="storage"),
-    HostSpec("monitoring", "debian-12", zone="monitoring"),
-    HostSpec("inference", "debian-13"),
-    HostSpec("inference-12", "debian-12"),
+    HostSpec("dmz", "debian-13", zone="dmz", packages=STOCK),
+    HostSpec("app", "debian-12", zone="app", packages=STOCK),
+    HostSpec("storage", "debian-13", zone="storage", packages=STOCK),
+    HostSpec("monitoring", "debian-12", zone="monitoring", packages=STOCK),
+    HostSpec("inference", "debian-13", packages=STOCK),
+    HostSpec("inference-12", "debian-12", packages=STOCK),
 )
 # The whole of deploys/inference.py is on one of them, to save time. Containers are on both.
 ENGINES = ("inference", "inference-12")

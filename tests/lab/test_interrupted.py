@@ -12,15 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import fresh
-from support import CHECKOUT, MODEL, Node, environment, lab_data, pyinfra_command, run_pyinfra, write_inventory
+from support import CHECKOUT, MODEL, STOCK, Node, environment, lab_data, pyinfra_command, run_pyinfra, write_inventory
 
 from quench import ca
 from quench.lab import fleet
 from quench.lab.state import HostSpec, load
-from roles.base.deploy import PACKAGES as BASE
-from roles.hardening.files import PACKAGES as HARDENING
-from roles.nginx.files import PACKAGES as NGINX
-from roles.vllm.deploy import PACKAGES as VLLM
 
 # After how many operations have begun, and how many seconds later. Some operations take long enough to be
 # killed in their midst: packages, the engine's environment, the start of the services.
@@ -30,7 +26,6 @@ KILLS_ON_STOCKED_HOSTS = [
     (1, 0.0), (5, 0.1), (9, 0.0), (9, 1.0), (10, 0.1), (12, 0.1), (14, 0.1), (15, 0.2), (17, 0.1), (18, 0.3),
     (19, 0.2), (25, 0.1), (26, 0.3), (27, 0.0),
 ]  # fmt: skip
-STOCK = (*BASE, *VLLM, *NGINX, *HARDENING, "logrotate", "firewalld", "nftables", "netbase")
 # Hosts that are there at the same time, and those that are worked on; the machines have two cores.
 HOSTS = 7
 AT_ONCE = 3

@@ -23,13 +23,13 @@ from pathlib import Path
 
 import pytest
 from gpus import hosts_of
-from support import CHECKOUT, Node, Run, run_pyinfra, write_inventory
+from support import CHECKOUT, STOCK, Node, Run, run_pyinfra, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec
 from roles.keepalived.files import CHECK, CONFIG
 
-HOSTS = (HostSpec("node1", "debian-12"), HostSpec("node2", "debian-13"))
+HOSTS = (HostSpec("node1", "debian-12", packages=STOCK), HostSpec("node2", "debian-13", packages=STOCK))
 # Last parts of addresses that no host of the lab has.
 VIRTUAL, STRANGER = 250, 254
 ROUTER_ID = 51

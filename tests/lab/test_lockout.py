@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from gpus import hosts_of
-from support import CHECKOUT, Node, Run, environment, pyinfra_command, run_pyinfra, write_inventory
+from support import CHECKOUT, STOCK, Node, Run, environment, pyinfra_command, run_pyinfra, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec
@@ -188,7 +188,7 @@ HOSTS = 4
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     """Hosts with hardening and firewall."""
     systems = ("debian-12", "debian-13")
-    specs = [HostSpec(f"node{number}", systems[number % 2]) for number in range(1, HOSTS + 1)]
+    specs = [HostSpec(f"node{number}", systems[number % 2], packages=STOCK) for number in range(1, HOSTS + 1)]
     for nodes in hosts_of("test-lockout", specs):
         every = list(nodes.values())
         run = provision_all(every, tmp_path_factory.mktemp("first"))

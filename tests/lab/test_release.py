@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import MODEL, Node, lab_data, run_pyinfra, write_inventory
-from test_interrupted import STOCK, serves
+from support import MODEL, STOCK, Node, lab_data, run_pyinfra, write_inventory
+from test_interrupted import serves
 
 from quench.facts import STATE_DIRECTORY
 from quench.lab import fleet
