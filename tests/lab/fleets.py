@@ -78,7 +78,8 @@ def fleet_of(name: str, folder: Path, specs: Sequence[HostSpec], **changes: Any)
             [node for host, node in hosts.items() if not host.startswith("lb")],
             changes,
         )
-        assert [run.text[-3000:] for run in provision(fleet, folder) if run.code != 0] == []
+        failed = [run.text[-4000:] for run in provision(fleet, folder) if run.code != 0]
+        assert not failed, "\n".join(failed)
         yield fleet
 
 

@@ -125,6 +125,7 @@ WantedBy=multi-user.target
 """
 _PREPARE_PODMAN = """
 export DEBIAN_FRONTEND=noninteractive
+apt-get -q update >/dev/null
 apt-get -q -y --no-install-recommends install podman netavark iptables >/dev/null
 mkdir -p /etc/containers
 printf '%s\\n' '[storage]' 'driver="vfs"' 'runroot="/run/containers/storage"' \
