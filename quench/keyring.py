@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from typing_extensions import override
 
+from quench.files import CHECKOUT
 from quench.problems import Problem, Refused
 from quench.settings import Model, check_names
 
@@ -87,12 +88,12 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
     """The clients of a YAML file, for an inventory: `haproxy_clients = keyring.load("inventories/keyring.yaml")`.
 
     Args:
-        path: from the folder in which pyinfra runs, which is the checkout's top folder.
+        path: from the checkout's top folder, in which pyinfra runs.
 
     Raises:
         Refused: with all that is wrong in the file.
     """
-    return _plain(read(Path(path)))
+    return _plain(read(CHECKOUT / path))
 
 
 def read(path: Path) -> dict[str, Client]:

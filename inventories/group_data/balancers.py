@@ -23,7 +23,7 @@ haproxy_server_name = "llm.example.org"
 
 # The keyring: hashes of keys, with their days and limits. `quench keys add` makes a key and shows it once, `quench keys
 # push` brings the keyring to all hosts within seconds: docs/guides/keys.md. A key that is past its day is refused,
-# without a run. The path is from the folder in which pyinfra runs.
+# without a run. The path is from the checkout's top folder.
 haproxy_clients = _keyring("inventories/keyring.yaml")
 
 # --- keepalived: the address that clients call ------------------------------------------------------------------

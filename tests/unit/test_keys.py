@@ -309,6 +309,11 @@ def test_a_file_that_is_not_there_or_is_no_text_is_one_line(path, tmp_path):
     assert "no text in UTF-8" in problems(keyring.load, str(path))[0]
 
 
+def test_a_path_is_from_the_checkout_wherever_one_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert set(keyring.load("inventories/keyring.yaml")) == {"batch", "team-a"}
+
+
 def test_an_inventory_with_a_wrong_keyring_is_refused_without_a_traceback(tmp_path, path):
     path.write_text("a: {}")
     inventory = tmp_path / "inventory.py"
