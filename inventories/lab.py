@@ -61,7 +61,8 @@ def _balancer(host, lab):
         # A lab host may have 20000 files open.
         "haproxy_connections": 8000,
         "haproxy_clients": _clients(data),
-        **(_shared_address(data, lab) if len(lab.balancers) > 1 else {}),
+        # One alone has its own address.
+        **(_shared_address(data, lab) if len(lab.balancers) > 1 else {"keepalived_addresses": []}),
     }
 
 

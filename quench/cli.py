@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +15,7 @@ from pyinfra.api.exceptions import PyinfraError
 from quench import ca, flow_picture
 from quench.files import CHECKOUT
 from quench.flows import counted, matrix, table, to_json
+from quench.keys_command import keys
 from quench.lab import fleet
 from quench.lab import state as lab_state
 from quench.lab.gpus import PROFILES
@@ -235,12 +234,7 @@ def rollout(
     raise SystemExit(result.code)
 
 
-@main.command()
-def key() -> None:
-    """Make an API key. It is shown once; the inventory gets its hash."""
-    value = f"sk-{secrets.token_urlsafe(32)}"
-    click.echo(f"key, for the client: {value}")
-    click.echo(f"sha256, for the inventory: {hashlib.sha256(value.encode()).hexdigest()}")
+main.add_command(keys)
 
 
 @main.command()

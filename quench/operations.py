@@ -34,7 +34,14 @@ _LOCKED = (
 )
 
 
-def install(role: str, managed: Sequence[Managed], *, guard: int | None = None, beside: Sequence[str] = ()) -> None:
+def install(
+    role: str,
+    managed: Sequence[Managed],
+    *,
+    guard: int | None = None,
+    beside: Sequence[str] = (),
+    partial: bool = False,
+) -> None:
     """Bring all files of a role into place in one operation.
 
     What differs goes to the host in one stream, is checked there by the checks of the changed files, and
@@ -44,16 +51,30 @@ def install(role: str, managed: Sequence[Managed], *, guard: int | None = None, 
         guard: seconds after which the host brings the former files back by itself, and restarts the units that
             they name, unless `prove` has found before that the controller still gets in.
         beside: paths of the distribution that the role changes in place afterwards, and that go back as well.
+        partial: these are some of the role's files. The others, and what the manifest says of them, stay.
     """
     plan = recording()
     if plan is not None:
         plan.files.extend(item for item in managed if isinstance(item, ManagedFile))
         plan.directories.extend(item for item in managed if isinstance(item, ManagedDirectory))
-    _install(name=f"Install the files of {role}", role=role, managed=list(managed), guard=guard, beside=list(beside))
+    _install(
+        name=f"Install {'some' if partial else 'the'} files of {role}",
+        role=role,
+        managed=list(managed),
+        guard=guard,
+        beside=list(beside),
+        partial=partial,
+    )
 
 
 @operation()
-def _install(role: str, managed: list[Managed], guard: int | None = None, beside: Sequence[str] = ()) -> Commands:
+def _install(
+    role: str,
+    managed: list[Managed],
+    guard: int | None = None,
+    beside: Sequence[str] = (),
+    partial: bool = False,
+) -> Commands:
     wanted = {item.dest: _entry(item) for item in managed}
     files = {path: entry for path, entry in wanted.items() if entry.sha256}
     state = context.host.get_fact(
@@ -63,11 +84,12 @@ def _install(role: str, managed: list[Managed], guard: int | None = None, beside
         directories=[path for path in wanted if path not in files],
     )
     changed = [item for item in managed if not _in_place(item.dest, wanted[item.dest], state)]
-    gone = sorted(set(state.manifest) - set(wanted))
-    if changed or gone or state.manifest != files:
+    known = {path: entry for path, entry in state.manifest.items() if not partial or path in wanted}
+    gone = sorted(set(known) - set(wanted))
+    if changed or gone or known != files:
         units = sorted({unit for item in managed if isinstance(item, ManagedFile) for unit in _units(item)})
         guarded = {} if guard is None else {"guarded": units, "beside": beside}
-        archive = _archive(changed, gone, files, guarded)
+        archive = _archive(changed, gone, files, guarded, partial=partial)
         # On standard input: secrets show up neither in a process list nor in pyinfra's output.
         yield _script("install.sh", role, STATE_DIRECTORY, NEW_SUFFIX, f"{guard or ''}", stdin=archive)
 
@@ -86,7 +108,12 @@ def _in_place(path: str, wanted: Entry, state: RoleState) -> bool:
 
 
 def _archive(
-    changed: Sequence[Managed], gone: Sequence[str], files: dict[str, Entry], guarded: Mapping[str, Sequence[str]]
+    changed: Sequence[Managed],
+    gone: Sequence[str],
+    files: dict[str, Entry],
+    guarded: Mapping[str, Sequence[str]],
+    *,
+    partial: bool,
 ) -> str:
     meta, checks, stamps = [], set[str](), set[str]()
     buffer = io.BytesIO()
@@ -113,6 +140,8 @@ def _archive(
             _add(tar, name, "".join(f"{line}\n" for line in lines).encode())
         for name, words in guarded.items():
             _add(tar, name, "".join(f"{word}\n" for word in words).encode())
+        if partial:
+            _add(tar, "partial", b"")
         if guarded:
             _add(tar, "rollback", _stripped(_REMOTE / "rollback.sh").encode())
         for path in gone:

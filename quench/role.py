@@ -20,12 +20,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def role(model: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
+def role(model: type[S], *, partial: bool = False) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
     """Give a deploy function its settings, read from the current host's data.
 
     On a real host a problem refuses the run. While a plan is made, problems are recorded, and the
     role's body is left out, as are the roles that need its result, so that all problems of all roles
     come up together.
+
+    Args:
+        partial: the function brings a part of the role, without secrets and certificates. So whoever runs it needs
+            none of them, and one that is missing or has expired is not in its way.
     """
 
     def decorate(function: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
@@ -38,7 +42,7 @@ def role(model: type[S]) -> Callable[[Callable[Concatenate[S, P], R]], Callable[
             host = context.host.name
             try:
                 settings = model.load(host, context.host.data.dict())
-                problems = list(_missing_secrets(host, settings)) + list(settings.problems(host))
+                problems = [] if partial else [*_missing_secrets(host, settings), *settings.problems(host)]
                 if problems:
                     raise Refused(problems)
                 if plan is None:

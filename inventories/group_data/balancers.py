@@ -4,6 +4,8 @@ Which nodes there are, and what they serve, is read from the group `inference`. 
 prefix names; docs/reference/ has all keys of each role with their types and defaults.
 """
 
+from quench.keyring import load as _keyring
+
 # --- base: what every host has ---------------------------------------------------------------------------------
 
 base_admin_user = "ops"
@@ -19,31 +21,10 @@ firewall_relaxations = {"world-out": "packages come from their publishers' serve
 
 haproxy_server_name = "llm.example.org"
 
-# The keyring. `quench key` makes a key and shows it once; here stands only its hash. A client that changes over
-# has two keys for a while. A key that is past its day is refused, without a run. (No key has the hashes below.)
-haproxy_clients = {
-    "team-a": {
-        "keys": [
-            {
-                "sha256": "0000000000000000000000000000000000000000000000000000000000000001",
-                "expires": "2030-06-30",
-            }
-        ],
-        "requests_per_minute": 120,
-        "concurrent": 16,
-    },
-    "batch": {
-        "keys": [
-            {
-                "sha256": "0000000000000000000000000000000000000000000000000000000000000002",
-                "expires": "2030-06-30",
-            }
-        ],
-        "models": ["llama-3.3-70b"],
-        "requests_per_minute": 600,
-        "concurrent": 4,
-    },
-}
+# The keyring: hashes of keys, with their days and limits. `quench keys add` makes a key and shows it once, `quench keys
+# push` brings the keyring to all hosts within seconds: docs/guides/keys.md. A key that is past its day is refused,
+# without a run. The path is from the checkout's top folder.
+haproxy_clients = _keyring("inventories/keyring.yaml")
 
 # --- keepalived: the address that clients call ------------------------------------------------------------------
 

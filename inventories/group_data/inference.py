@@ -4,6 +4,8 @@ Each key belongs to the role that its prefix names; docs/reference/ has all keys
 and defaults. A key on a host goes before the same key here. `quench check` reads it all without a network.
 """
 
+from quench.keyring import load as _keyring
+
 # --- base: what every host has ---------------------------------------------------------------------------------
 
 # The administrator who logs in when something is wrong. Key only: the account has no password.
@@ -97,32 +99,10 @@ vllm_drain_seconds = 300
 
 # --- nginx: the way in -----------------------------------------------------------------------------------------
 
-# The keyring. `quench key` makes a key and shows it once; here stands only its hash. A client that changes over
-# has two keys for a while. A key that is past its day is refused, without a run. (No key has the hashes below.)
-nginx_clients = {
-    "team-a": {
-        "keys": [
-            {
-                "sha256": "0000000000000000000000000000000000000000000000000000000000000001",
-                "expires": "2030-06-30",
-            }
-        ],
-        "requests_per_minute": 120,
-        "concurrent": 16,
-    },
-    "batch": {
-        "keys": [
-            {
-                "sha256": "0000000000000000000000000000000000000000000000000000000000000002",
-                "expires": "2030-06-30",
-            }
-        ],
-        "models": ["llama-3.3-70b"],
-        "requests_per_minute": 600,
-        "burst": 0,
-        "concurrent": 4,
-    },
-}
+# The keyring: hashes of keys, with their days and limits. `quench keys add` makes a key and shows it once, `quench keys
+# push` brings the keyring to all hosts within seconds: docs/guides/keys.md. A key that is past its day is refused,
+# without a run. The path is from the checkout's top folder.
+nginx_clients = _keyring("inventories/keyring.yaml")
 
 # --- logrotate: how long logs are kept -------------------------------------------------------------------------
 

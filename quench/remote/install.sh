@@ -6,6 +6,7 @@
 #   checks    a line for each command that must accept the new tree
 #   stamps    a line for each stamp that is no longer true
 #   manifest  all files of the role, as they shall be: SHA256 MODE OWNER GROUP PATH
+#   partial   is there if these are some of the role's files, and the others stay
 #   guarded   units that go back with the files; with it:
 #   beside    files of the distribution that the role changes after this, and that go back as well
 #   rollback  the script that brings the former files back
@@ -22,6 +23,15 @@ stage=$(mktemp -d /run/quench.XXXXXX)
 trap 'rm -rf "$stage"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 base64 -d | tar -xzf - -C "$stage" --no-same-owner
+
+# Read here and not by the controller: a run that worked on the same role meanwhile has come to its end.
+if [ -e "$stage/partial" ] && [ -e "$state/manifest/$role" ]; then
+    cut -d' ' -f5- "$stage/manifest" >"$stage/partial"
+    while read -r sha256 mode owner group path; do
+        grep -qxF -e "$path" "$stage/partial" || echo "$sha256 $mode $owner $group $path"
+    done <"$state/manifest/$role" >>"$stage/manifest"
+    LC_ALL=C sort -k 5 -o "$stage/manifest" "$stage/manifest"
+fi
 
 # The folders on the way to a staged file get the attributes that they have on the host.
 (cd "$stage/tree" && find . -mindepth 1 -type d) | while IFS= read -r path; do

@@ -126,10 +126,7 @@ def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
             check=_CHECK,
             reloads=UNIT,
         ),
-        *(
-            ManagedFile(path, text, group=_USER, mode=0o640)
-            for path, text in zip(MAPS, _maps(settings, nodes), strict=True)
-        ),
+        *maps(settings, nodes),
         *_certificates(settings),
         ManagedFile(
             "/etc/haproxy/body-router/nginx.conf",
@@ -187,7 +184,8 @@ def _certificates(settings: HaproxySettings) -> list[ManagedFile]:
     return found
 
 
-def _maps(settings: HaproxySettings, nodes: Sequence[Node]) -> tuple[str, str, str]:
+def maps(settings: HaproxySettings, nodes: Sequence[Node]) -> list[ManagedFile]:
+    """The keyring, and who may use which pool: files that the running process also takes from its socket."""
     served = [pool.model for pool in pools(nodes)]
     keys, lists, pooled = [], [], []
     for name, client in sorted(settings.clients.items()):
@@ -197,6 +195,6 @@ def _maps(settings: HaproxySettings, nodes: Sequence[Node]) -> tuple[str, str, s
         data = [{"id": model, "object": "model", "created": 0, "owned_by": "quench"} for model in models]
         lists.append(f"{name} {json.dumps({'object': 'list', 'data': data})}")
         pooled += [f"{name}/{model} pool_{model}" for model in models]
-    texts = (keys, lists, pooled)
     # Read into the running process line by line: a comment there would be an entry.
-    return tuple("".join(f"{line}\n" for line in text) for text in texts)  # type: ignore[return-value]
+    texts = ("".join(f"{line}\n" for line in lines) for lines in (keys, lists, pooled))
+    return [ManagedFile(path, text, group=_USER, mode=0o640) for path, text in zip(MAPS, texts, strict=True)]

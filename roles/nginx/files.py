@@ -22,6 +22,7 @@ from quench.keyring import expires
 from roles.nginx.settings import NginxSettings
 
 UNIT = "nginx.service"
+KEYRING = "/etc/nginx/quench/keyring.json"
 _USER = "www-data"
 PACKAGES = ["nginx", "libnginx-mod-http-js"]
 LOGS = LogFiles(
@@ -106,14 +107,20 @@ def _keys(settings: NginxSettings, values: dict[str, object]) -> list[Managed]:
             check=_CHECK,
             reloads=UNIT,
         ),
-        # Read anew for each request: a key comes and goes without a reload.
-        ManagedFile(
-            "/etc/nginx/quench/keyring.json",
-            to_json("nginx", _keyring(settings)),
-            group=_USER,
-            mode=0o640,
-        ),
+        keyring_file(settings),
     ]
+
+
+def keyring_file(settings: NginxSettings) -> ManagedFile:
+    """Who has which key. Read anew for each request: a key comes and goes without a reload."""
+    return ManagedFile(KEYRING, to_json("nginx", _keyring(settings)), group=_USER, mode=0o640)
+
+
+def limits(settings: NginxSettings) -> set[str]:
+    """The zones that the clients' limits need: nginx has them from its start on."""
+    clients = settings.clients.values()
+    rates = {f"rate_{client.requests_per_minute}_{client.burst}" for client in clients}
+    return rates | {f"concurrent_{client.concurrent}" for client in clients}
 
 
 def _authority(settings: NginxSettings) -> ManagedFile:

@@ -164,6 +164,53 @@ def test_a_file_that_the_role_never_had_is_left_alone(install, wanted, installed
     assert install(wanted) == []
 
 
+@pytest.fixture
+def install_some(this_machine):
+    """The same for some of the role's files."""
+    return lambda managed: list(operations._install._inner(role="engine", managed=managed, partial=True))
+
+
+def test_some_files_of_a_role_leave_its_others_alone(install_some, wanted, installed):
+    assert install_some(wanted[1:2]) == []
+    installed[1].write_text("edited\n")
+    installed[2].write_text("edited too\n")
+    commands = install_some(wanted[1:2])
+    lists, tree = archive(commands)
+    assert tree == {wanted[1].dest: b"a\n"}
+    assert [row.split()[-1] for row in lists["meta"]] == [wanted[1].dest]
+    assert [row.split()[-1] for row in lists["manifest"]] == [wanted[1].dest]
+    assert "partial" in members(commands)
+
+
+def test_all_files_of_a_role_are_not_marked_as_some(install, wanted):
+    assert "partial" not in members(install(wanted))
+
+
+def test_some_files_that_the_manifest_does_not_name_are_a_change(install_some, wanted, installed, this_machine):
+    manifest = this_machine / "manifest" / "engine"
+    manifest.write_text(manifest.read_text().splitlines(keepends=True)[1])
+    lists, tree = archive(install_some(wanted[1:2]))
+    assert (tree, len(lists["manifest"])) == ({}, 1)
+
+
+def test_the_lines_of_the_other_files_stay_in_the_manifest(wanted, install, install_some, installed, tmp_path):
+    """The part of install.sh that puts them together, as it is."""
+    state, stage = tmp_path / "state", tmp_path / "stage"
+    stage.mkdir()
+    full = (state / "manifest" / "engine").read_text()
+    new = [replace(wanted[1], content="new\n"), ManagedFile(f"{tmp_path}/root/a file", "c\n", mode=0o600)]
+    for name, (_, content) in members(install_some(new)).items():
+        if content is not None and "/" not in name:
+            (stage / name).write_bytes(content)
+    script = (operations._REMOTE / "install.sh").read_text()
+    part = re.search(r'^if \[ -e "\$stage/partial" \].*?^fi$', script, re.MULTILINE | re.DOTALL)
+    subprocess.run(["sh", "-euc", f"role=engine state={state} stage={stage}\n{part[0]}"], check=True)
+    rows = (stage / "manifest").read_text().splitlines()
+    whole = archive(install([wanted[0], *new, wanted[2]]))[0]["manifest"]
+    assert rows == whole != full.splitlines()
+    assert len(rows) == 3
+
+
 def test_a_path_with_a_space_or_a_quote_is_found_in_place(install, this_machine, tmp_path, me):
     managed = [ManagedFile(f"{tmp_path}/it's here.conf", "x", **me)]
     lists, _ = archive(install(managed))
