@@ -38,7 +38,7 @@ BALANCERS = "balancers"
 NODES = "inference"
 
 _SOCKET = "/run/haproxy/admin.sock"
-_CERTIFICATE = "/etc/haproxy/quench/node-client.pem"
+_CERTIFICATE = "/etc/haproxy/quench/node.crt"
 _AUTHORITY = "/etc/haproxy/quench/nodes-ca.crt"
 _MARKS = f"{STATE_DIRECTORY}/rollout.drained"
 _ASK = Path(__file__).parent / "remote" / "ask_model.sh"

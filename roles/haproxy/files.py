@@ -24,8 +24,9 @@ from roles.haproxy.settings import HaproxySettings
 UNIT = "haproxy.service"
 ROUTER = "body-router.service"
 _USER = "haproxy"
-# nginx and its script read what HAProxy cannot hold. socat: the way to HAProxy's socket.
-PACKAGES = ["haproxy", "libnginx-mod-http-js", "nginx", "socat"]
+# nginx and its script read what HAProxy cannot hold. socat: the way to HAProxy's socket. curl and openssl: with them a
+# rollout asks a node from here.
+PACKAGES = ["curl", "haproxy", "libnginx-mod-http-js", "nginx", "openssl", "socat"]
 LOGS = LogFiles(service="haproxy", paths=("/var/log/haproxy/access.json",), owner="root", reopen="")
 FOLDER = "/etc/haproxy/quench"
 MAPS = (f"{FOLDER}/keys.map", f"{FOLDER}/lists.map", f"{FOLDER}/pools.map")

@@ -94,9 +94,7 @@ def test_a_model_is_asked_with_the_name_and_the_certificate_of_a_balancer_and_th
     made.completion("lb1", NODE, "llama")
     ((host, command, stdin),) = hosts.asked
     assert host == "lb1"
-    tail = (
-        "10.0.30.11:443 /etc/haproxy/quench/node-client.pem /etc/haproxy/quench/nodes-ca.crt /v1/chat/completions llama"
-    )
+    tail = "10.0.30.11:443 /etc/haproxy/quench/node.crt /etc/haproxy/quench/nodes-ca.crt /v1/chat/completions llama"
     assert tail in command
     assert json.loads(stdin)["model"] == "llama"
     assert "Say yes" not in command
