@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo demo-down check test test-nvidia bench scorecard lock update-golden
+.PHONY: help demo demo-down check test test-nvidia bench bench-fleet scorecard lock update-golden
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platform
 bench: $(READY) ## Commands per host and seconds of a run with nothing to change
 	@scripts/lab-tools
 	@python -m tests.bench
+
+bench-fleet: $(READY) ## A fleet under load: rollout, failover, requests/s, latency, 5,000 streams (8 minutes)
+	@scripts/lab-tools wrk curl
+	@python -m tests.bench_fleet
 
 scorecard: $(READY) ## What independent judges say of a host, bare and after a run
 	@scripts/lab-tools

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -158,11 +158,14 @@ class Tally:
 
 
 @contextmanager
-def running(load: Load) -> Iterator[Tally]:
+def running(load: Load, *, via: Sequence[str] = ()) -> Iterator[Tally]:
     """Run a load in a process of its own, beside what stands in the `with`.
 
     At the end no new request is sent, and those on their way come to their end, `load.finish` seconds at most. When
     what stands in the `with` fails, the load is cut off.
+
+    Args:
+        via: words before the command, such as those that run it in the network of another host.
 
     Raises:
         LoadError: the load generator itself went wrong.
@@ -172,7 +175,7 @@ def running(load: Load) -> Iterator[Tally]:
         record.touch()
         # A process and not a thread: what the test does meanwhile must not show in the times.
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.load.generator", str(record)], stdin=subprocess.PIPE, cwd=CHECKOUT
+            [*via, sys.executable, "-m", "tests.load.generator", str(record)], stdin=subprocess.PIPE, cwd=CHECKOUT
         )
         tally = Tally(record, process)
         assert process.stdin

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,21 @@ _SCRIPT = """\
 wrk.method = {method}
 wrk.body = {body}
 {headers}
+local keys, made, last = {keys}, {{}}, 0
+-- Made once: a request that is put together anew each time would be slower than some servers.
+function init(arguments)
+    for number, key in ipairs(keys) do
+        wrk.headers["Authorization"] = "Bearer " .. key
+        made[number] = wrk.format()
+    end
+    if #keys == 0 then
+        made[1] = wrk.format()
+    end
+end
+function request()
+    last = last % #made + 1
+    return made[last]
+end
 function done(summary, latency, requests)
     local errors = summary.errors
     io.write(string.format(
@@ -52,7 +67,14 @@ class Throughput:
 
 
 def throughput(
-    url: str, headers: Mapping[str, str], body: bytes | None, *, connections: int = 16, seconds: float = 5
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    *,
+    connections: int = 16,
+    seconds: float = 5,
+    keys: Sequence[str] = (),
+    via: Sequence[str] = (),
 ) -> Throughput:
     """Requests a second that a server takes, each connection with its next request when the last one is answered.
 
@@ -62,6 +84,8 @@ def throughput(
         body: None sends GET, anything else POST.
         connections: at the same time.
         seconds: whole ones; wrk knows no others.
+        keys: API keys that take turns, since each has a limit of its own.
+        via: words before the command, such as those that run it in the network of another host.
 
     Raises:
         RuntimeError: wrk is missing, or failed.
@@ -72,13 +96,14 @@ def throughput(
         method=_lua("GET" if body is None else "POST"),
         body="nil" if body is None else _lua(body.decode()),
         headers="\n".join(f"wrk.headers[{_lua(name)}] = {_lua(value)}" for name, value in headers.items()),
+        keys="{" + ", ".join(_lua(key) for key in keys) + "}",
     )
     with tempfile.TemporaryDirectory(prefix="quench-wrk-") as folder:
         path = Path(folder) / "request.lua"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(script)
         done = subprocess.run(
-            ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(path), url],
+            [*via, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(path), url],
             capture_output=True, text=True, check=False, timeout=seconds + 60,
         )  # fmt: skip
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]

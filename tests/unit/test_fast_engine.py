@@ -1,10 +1,12 @@
 """The fast stand-in engine: its files, and what this machine's nginx makes of them, if it has njs."""
 
+import json
 import shutil
 import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,9 @@ def test_it_answers_plain_requests_at_once_and_streams_at_its_pace_to_their_end(
             load = Load("127.0.0.1", port, plain=1, plain_words=2, plain_rate=50, streams=3, stream_words=4)
             with running(load) as tally:
                 tally.wait(lambda tally: tally.summary().streams.ok >= 3 and tally.summary().plain.ok >= 5, 10)
+            body = json.dumps({"model": "tiny-llama", "prompt": "1", "max_tokens": 2}).encode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/completions", body, timeout=5) as answer:
+                assert json.load(answer)["choices"][0]["text"] == "word word ", "as a balancer asks for its health"
             summary = tally.summary()
             assert set(tally.count()) == {"ok"}, summary.text()
             assert summary.streams.latency_p50 > 0.2

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import http.server
 import json
 import re
+import shutil
 import socket
 import ssl
 import struct
@@ -15,7 +17,7 @@ from tests.load import Load, LoadError, running
 from tests.load.answer import Answer, Events, Malformed
 from tests.load.generator import Generator, line_of
 from tests.load.tally import Request, parse, percentile, summarise
-from tests.load.wrk import _lua
+from tests.load.wrk import _lua, throughput
 from tests.load.wrk import parse as parse_wrk
 
 DONE = b"data: [DONE]\n\n"
@@ -405,3 +407,34 @@ def test_the_answer_of_wrk_is_read():
     assert (found.requests_per_second, found.latency_p99, found.clean) == (500, 0.0009, False)
     assert found.errors == {"connect": 0, "read": 1, "write": 0, "timeout": 0, "status": 2}
     assert _lua('a"\\\n') == '"a\\034\\092\\010"'
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed here")
+@pytest.mark.parametrize("keys", [(), ("sk-one", 'sk-"two"')])
+def test_wrk_sends_each_key_in_turn(keys):
+    seen = set()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.add(self.headers["Authorization"])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/"
+            found = throughput(url, {"X-More": "1"}, b"{}", connections=1, seconds=1, keys=keys, via=["env"])
+        finally:
+            server.shutdown()
+            thread.join()
+    assert found.clean
+    assert seen == ({f"Bearer {key}" for key in keys} or {None})

@@ -2,6 +2,7 @@
 
 const MILLISECONDS_A_WORD = @milliseconds@;
 const HEAD = '{"id":"stand-in","created":0,"model":"@model@","object":"chat.completion';
+const TEXT = '{"id":"stand-in","created":0,"model":"@model@","object":"text_completion';
 const WORD = `data: ${HEAD}.chunk","choices":[{"index":0,"finish_reason":null,"delta":{"content":"word "}}]}\n\n`;
 const LAST = WORD.replace('null', '"stop"');
 
@@ -38,4 +39,12 @@ function stream(r, words) {
     next();
 }
 
-export default { complete };
+// A balancer asks this way whether the model answers.
+function completePlain(r) {
+    const asked = /"max_tokens": *([0-9]+)/.exec(r.requestText || '');
+    const words = asked ? Number(asked[1]) : 16;
+    r.return(200, `${TEXT}","choices":[{"index":0,"finish_reason":"stop","text":"${'word '.repeat(words)}"}],`
+        + `"usage":{"prompt_tokens":1,"completion_tokens":${words},"total_tokens":${words + 1}}}`);
+}
+
+export default { complete, completePlain };
