@@ -2,7 +2,6 @@
 #
 # Standard input: the request, in JSON. The certificate's key is beside it, as CERTIFICATE.key.
 # Arguments: ADDRESS:PORT CERTIFICATE CA PATH MODEL SECONDS
-# CERTIFICATE.key is its key, as HAProxy has the two.
 set -eu
 address=$1 certificate=$2 ca=$3 path=$4 model=$5 seconds=$6
 # The balancer's health check compares the name in the node's certificate; here any name of it will do.
