@@ -281,6 +281,7 @@ def test_the_list_is_json_too(quench, aged):
         ("a b: {keys: [{sha256: '%s', expires: 2099-01-01}]}", "'a b' cannot name a client"),
         ("a: &k {keys: [{sha256: '%s', expires: 2099-01-01}]}\nb: *k", "clients a and b have the same key"),
         ("a: {keys: [{sha256: '%s', expires: 2099-01-01}]}\na: {}", "line 2: a stands there twice"),
+        ("? [a]\n: b", "line 1: found unhashable key"),
         ("!!python/object/apply:os.getcwd []", "line 1: could not determine a constructor"),
     ],
 )
