@@ -17,9 +17,11 @@ from typing import Any
 
 import openai
 import pytest
+from cryptography import x509
 from fleets import Fleet, ask, entry, key_of, provision, servers, wait
 from support import MODEL, Node
 
+from quench import ca
 from quench.lab import fleet as labs
 from tests.load.load import running
 
@@ -324,6 +326,31 @@ def test_a_reload_loses_nothing_and_what_was_drained_stays_drained(fleet: Fleet)
     assert [str(request) for request in tally.bad] == []
     assert servers(balancer)["node2"]["status"].startswith("DRAIN")
     ask(balancer, "set server pool_tiny-llama/node2 state ready")
+
+
+def test_new_certificates_of_the_balancers_cost_no_request(
+    fleet: Fleet, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = fleet.balancers[0].lab.folder / "ca"
+    with running(fleet.load(key=key_of("demo"), streams=6, stream_words=300, plain=4)) as tally:
+        tally.wait(lambda tally: tally.flowing >= 6)
+        before = serial(fleet.balancers[0])
+        for lb in fleet.balancers:
+            ca.issue(folder, [lb.address, f"{lb.name}.{lb.lab.name}.test", fleet.name])
+            ca.issue(folder, [f"{lb.name}.{lb.lab.name}.test"], client=True)
+        for run in provision(fleet, tmp_path_factory.mktemp("certificates")):
+            assert run.code == 0, run.text[-3000:]
+        assert serial(fleet.balancers[0]) != before
+        assert wait(lambda: all(row["status"] == "UP" for row in servers(fleet.balancers[0]).values()), 30)
+        time.sleep(2)
+    assert [str(request) for request in tally.bad] == []
+    assert tally.count()["ok"] > 20
+
+
+def serial(balancer: Node) -> int:
+    """Of the certificate that a balancer shows."""
+    pem = ssl.get_server_certificate((balancer.address, 443))
+    return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
 
 def test_a_node_that_is_killed_ends_what_it_had_and_nothing_else(fleet: Fleet) -> None:
