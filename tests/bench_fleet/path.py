@@ -25,7 +25,8 @@ PORT, SECONDS_A_WORD = 8000, 2.0
 CONNECTIONS, SECONDS, ROUNDS = 16, 4, 3
 # New streams a second while the time to the first word is measured, and for how many seconds.
 LOW_RATE, LOW_SECONDS = 20.0, 10.0
-STREAMS, WORDS, RAMP = 5000, 25, 25.0
+# All are there at once for the last 10 s and more: the first ones last 50 s.
+STREAMS, WORDS, RAMP = 5000, 25, 40.0
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -110,10 +111,10 @@ def _low(load: Load, via: list[str]) -> Summary:
     return tally.summary(since)
 
 
-def streams(fleet: Fleet) -> tuple[int, Summary]:
+def streams(fleet: Fleet, address: str) -> tuple[int, Summary]:
     """So many streams at the same time, to their end. Gives how many there were at once."""
     assert len(fleet.nodes) * CONCURRENT >= STREAMS
-    load = fleet.load(streams=STREAMS, stream_words=WORDS, ramp=RAMP, limit=STREAMS, timeout=60)
+    load = fleet.load(address=address, streams=STREAMS, stream_words=WORDS, ramp=RAMP, limit=STREAMS, timeout=60)
     most = 0
     with running(load) as tally:
         end = time.monotonic() + RAMP + WORDS * SECONDS_A_WORD + 60
