@@ -104,7 +104,7 @@ def first_words(fleet: Fleet) -> tuple[Summary, Summary]:
 
 def _low(load: Load, via: list[str]) -> Summary:
     with running(load, via=via) as tally:
-        # By then each connection is open: with as many words as here, a request a second would not show its handshake.
+        # By then each connection is open: handshakes are no part of this figure.
         time.sleep(load.streams / LOW_RATE + 1)
         since = time.monotonic()
         time.sleep(LOW_SECONDS)
