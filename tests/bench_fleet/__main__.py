@@ -109,9 +109,13 @@ def measure(folder: Path) -> int:
     with loads.part("streams", f"{path.STREAMS} streams at the same time"):
         # A node that is back gets its whole share after haproxy_slow_start_seconds, which have passed by now.
         wait_until_up(fleet)
-        most, summary = path.streams(fleet)
+        # By the balancer's own address, so that it can be told apart whether the streams break or the address moves.
+        moves, holder = fleet.moves(), fleet.holder()
+        most, summary = path.streams(fleet, holder.address)
+        moves = fleet.moves() - moves
     lost = summary.failed + summary.truncated + summary.refused
     found |= {"streams_held": min(most, summary.streams.ok), "stream_errors": lost}
+    found |= {"streams_address_moves": moves, "streams_seconds_a_word": path.SECONDS_A_WORD}
     found |= {"streams_gap_p99_s": round(summary.streams.gap_p99, 2), "load_generator_cores": round(summary.cpu, 2)}
     tell(summary)
     return report(fleet, found, loads.found, time.monotonic() - began)
@@ -172,6 +176,7 @@ def report(fleet: Fleet, found: dict[str, Any], loads: dict[str, float], seconds
         Aim("ttft_added_ms_p50", found["ttft_added_ms_p50"], 1.0),
         Aim("streams_held", found["streams_held"], path.STREAMS, at_most=False),
         Aim("stream_errors", found["stream_errors"], 0, hard=True),
+        Aim("streams_address_moves", found["streams_address_moves"], 0),
         Aim("share_of_engine", found["share_of_engine"], round(1 / 3, 3), at_most=False),
         Aim("times_python_router", found["times_python_router"], 50, at_most=False),
     ]

@@ -54,6 +54,11 @@ class Fleet:
         settings = {"address": self.address, "ca": self.balancers[0].ca, "server_name": self.name, "key": KEYS[0]}
         return Load(**{**settings, **options})
 
+    def moves(self) -> int:
+        """How often the shared address has come to a balancer so far."""
+        count = "journalctl -q --output=cat -u keepalived.service | grep -c 'Entering MASTER STATE'; true"
+        return sum(int(one.root(count)) for one in self.balancers)
+
     def holder(self) -> Node:
         """The balancer that has the shared address."""
         has = [one for one in self.balancers if f" {self.address}/" in one.root("ip -brief address show dev eth0")]
