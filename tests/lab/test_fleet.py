@@ -362,7 +362,8 @@ def test_a_node_that_is_killed_ends_what_it_had_and_nothing_else(fleet: Fleet) -
             labs.switch_off(node.lab, node.name)
             began = time.monotonic()
             assert wait(lambda: servers(balancer)[node.name]["status"].startswith("DOWN"), 15)
-            assert time.monotonic() - began < 10
+            # Three checks, with 2 s for a connection that nobody takes.
+            assert time.monotonic() - began < 12
             time.sleep(2)
     finally:
         labs.switch_on(node.lab, node.name)
