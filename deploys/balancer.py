@@ -1,6 +1,6 @@
 """Balancers: one address for all nodes of the group `inference`.
 
-pyinfra inventories/prod.py deploys/balancer.py --limit balancers
+pyinfra inventories/prod.py deploys/balancer.py --limit balancers --serial
 """
 
 from pyinfra import host

@@ -38,6 +38,7 @@ BALANCERS = "balancers"
 NODES = "inference"
 
 _SOCKET = "/run/haproxy/admin.sock"
+_KEEP_STATE = "/usr/local/lib/quench/haproxy-server-state"
 _CERTIFICATE = "/etc/haproxy/quench/node.crt"
 _AUTHORITY = "/etc/haproxy/quench/nodes-ca.crt"
 _MARKS = f"{STATE_DIRECTORY}/rollout.drained"
@@ -192,6 +193,10 @@ class SshFleet:
         if answer:
             what = f"HAProxy does not set {state}: {answer[0]}"
             raise Failure(balancer, what, "the admin socket must have the level admin")
+        # A HAProxy that starts anew meanwhile knows it as well.
+        self._hosts.root(
+            balancer, f"[ ! -x {_KEEP_STATE} ] || setpriv --reuid=haproxy --regid=haproxy --clear-groups {_KEEP_STATE}"
+        )
 
     def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
         """Take the lock. Who has it, if that is somebody else."""

@@ -9,6 +9,6 @@ name=$(openssl s_client -connect "$address" -cert "$certificate" -key "$certific
     openssl x509 -noout -ext subjectAltName 2>/dev/null |
     sed -n -e 's/,.*//' -e 's/^ *DNS:\*/node/p' -e 's/^ *DNS://p' -e 's/^ *IP Address://p' | head -n 1)
 exec curl --silent --show-error --max-time "$seconds" --cert "$certificate" --key "$certificate.key" --cacert "$ca" \
-    --connect-to "::$address" --header "X-Client-Id: rollout" --header "X-Model: $model" \
+    --connect-to "::$address" --header "X-Client-Id: :rollout" --header "X-Model: $model" \
     --header "Content-Type: application/json" --data-binary @- --write-out '\n%{http_code}\n' \
     "https://${name:-${address%:*}}$path"

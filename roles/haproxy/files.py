@@ -29,6 +29,7 @@ _USER = "haproxy"
 PACKAGES = ["curl", "haproxy", "libnginx-mod-http-js", "nginx", "openssl", "socat"]
 LOGS = LogFiles(service="haproxy", paths=("/var/log/haproxy/access.json",), owner="root", reopen="")
 FOLDER = "/etc/haproxy/quench"
+STATE = "/usr/local/lib/quench/haproxy-server-state"
 MAPS = (f"{FOLDER}/keys.map", f"{FOLDER}/lists.map", f"{FOLDER}/pools.map")
 
 # As the user that the unit has, so that it also tells whether the keys can be read.
@@ -43,7 +44,8 @@ _LOG = {
     "client": '"%[var(txn.client)]"',
     "model": '"%[var(txn.served)]"',
     "method": '"%HM"',
-    "path": '"%[var(txn.path),json(utf8s)]"',
+    # A line has an end, and a path need not.
+    "path": '"%[var(txn.path),bytes(0,200),json(utf8s)]"',
     "status": "%ST",
     "bytes_in": "%U",
     "bytes_out": "%B",
@@ -139,6 +141,11 @@ def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
             template("haproxy", "/etc/haproxy/body-router/router.js", values, comment="//"),
             check=_ROUTER_CHECK,
             reloads=ROUTER,
+        ),
+        ManagedFile(
+            STATE,
+            "#!/bin/sh\n" + template("haproxy", STATE, values),
+            mode=0o755,
         ),
         ManagedFile(
             "/etc/systemd/system/nginx.service.d/quench.conf",

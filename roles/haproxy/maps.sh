@@ -3,15 +3,20 @@
 # one go, so that no request meets half a keyring: HAProxy's management.txt, "prepare map".
 mode=$1 && shift
 say() { echo "$1" | socat -t 5 - /run/haproxy/admin.sock; }
+present() { say "show map $1" | sed '/^$/d; s/^0x[0-9a-f]* //' | LC_ALL=C sort; }
 
 for map in "$@"; do
     wanted=$(LC_ALL=C sort "$map")
-    present=$(say "show map $map" | sed '/^$/d; s/^0x[0-9a-f]* //' | LC_ALL=C sort)
-    [ "$wanted" != "$present" ] || continue
+    [ "$wanted" != "$(present "$map")" ] || continue
     echo "$map"
     [ "$mode" = mend ] || continue
     version=$(say "prepare map $map" | sed -n 's/^New version created: //p')
-    [ -n "$version" ] || { echo "HAProxy takes no new $map" >&2; exit 1; }
-    printf 'add map @%s %s <<\n%s\n\n' "$version" "$map" "$wanted" | socat -t 5 - /run/haproxy/admin.sock
+    # One command takes no more than a buffer.
+    refused=$(printf '%s\n' "$wanted" | split -C 16000 --filter "
+        { echo 'add map @$version $map <<'; cat; echo; } | socat -t 5 - /run/haproxy/admin.sock" | grep .)
+    if [ -z "$version" ] || [ -n "$refused" ] || [ "$wanted" != "$(present "@$version $map")" ]; then
+        echo "HAProxy does not take the new $map: $refused" >&2
+        exit 1
+    fi
     say "commit map @$version $map"
 done

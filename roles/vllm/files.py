@@ -101,7 +101,8 @@ def _serve_arguments(settings: VllmSettings, name: str, model: ServedModel) -> d
         "disable-uvicorn-access-log": True,
         # Comment lines keep a stream alive while a request waits for its turn.
         "sse-keep-alive-interval": 15,
-        "max-num-seqs": model.concurrent,
+        # The balancers' own checks find room in an engine that has as much to do as they give it.
+        "max-num-seqs": model.concurrent + 8,
     }
     if model.max_model_len is not None:
         arguments["max-model-len"] = model.max_model_len

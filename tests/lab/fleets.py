@@ -15,7 +15,7 @@ from gpus import hosts_of
 from support import BALANCER_DEPLOY, DEPLOY, STOCK, Node, Run, run_pyinfra, write_inventory
 
 from quench.lab.state import HostSpec
-from tests.load.load import Load
+from tests.load.load import Load, Tally
 
 BALANCERS = (
     HostSpec("lb1", "debian-12", zone="dmz", packages=STOCK),
@@ -81,6 +81,11 @@ def fleet_of(name: str, folder: Path, specs: Sequence[HostSpec], **changes: Any)
         failed = [run.text[-4000:] for run in provision(fleet, folder) if run.code != 0]
         assert not failed, "\n".join(failed)
         yield fleet
+
+
+def lost(tally: Tally) -> list[str]:
+    """Requests that a client had to send again, or that ended in the middle."""
+    return [str(request) for request in tally.requests if request.bad or request.outcome == "refused"]
 
 
 def key_of(client: str) -> str:

@@ -151,6 +151,12 @@ def environment(node: Node) -> dict[str, str]:
     return {**os.environ, "QUENCH_LAB": node.lab.name, **node.environment}
 
 
+def write(node: Node, path: str, text: str) -> None:
+    """Write a file on the host, as root, beside SSH."""
+    done = fleet.execute(node.lab, node.name, f"cat >{path}", stdin=text)
+    assert done.returncode == 0, done.stderr
+
+
 def write_inventory(folder: Path, changes: dict[str, Any], hosts: list[str] | None = None) -> str:
     """An inventory file with changed data. `*` or a host's name has keys to set; `remove` and `add` say themselves."""
     path = folder / "changed.py"

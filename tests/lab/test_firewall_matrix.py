@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 import packets
 import pytest
 from gpus import hosts_of
-from support import DEPLOY, STOCK, Node, run_pyinfra, write_inventory
+from support import DEPLOY, STOCK, Node, run_pyinfra, write, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec, Lab
@@ -361,11 +361,6 @@ def host(node: Node) -> Party:
     write(node, "/etc/systemd/system/listeners.service", unit)
     node.root("systemctl enable --quiet --now listeners.service")
     return Party(node.name, item.zone, addresses, True, on_host(node))
-
-
-def write(node: Node, path: str, text: str) -> None:
-    done = fleet.execute(node.lab, node.name, f"cat >{path}", stdin=text)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

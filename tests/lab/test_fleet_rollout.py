@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleets import Fleet, key_of, servers, wait
+from fleets import Fleet, key_of, lost, servers, wait
 from support import CHECKOUT, MODEL, Run, environment, lab_data, write_inventory
 
 from quench.rollout_command import state_folder
@@ -69,7 +69,7 @@ def test_a_rollout_under_load_loses_no_request(fleet: Fleet, tmp_path: Path) -> 
         tally.wait(lambda tally: tally.flowing >= 6)
         run = rollout(fleet, tmp_path, vllm_drain_seconds=31)
     assert run.code == 0, run.text[-3000:]
-    assert [str(request) for request in tally.bad] == []
+    assert lost(tally) == []
     assert tally.count()["ok"] > 50
     assert drain_seconds(fleet) == ["31"] * 3
     outcome = json.loads(run.out)
@@ -89,7 +89,7 @@ def test_an_answer_that_is_not_the_expected_one_halts_it_and_the_former_release_
     assert run.code == 1
     assert "node1: verify: " in run.err and "has its former release back, and answers" in run.err
     assert "Traceback" not in run.text
-    assert [str(request) for request in tally.bad] == []
+    assert lost(tally) == []
     assert drain_seconds(fleet) == before
 
 
@@ -127,5 +127,5 @@ def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fl
         assert process.returncode == -signal.SIGKILL
         again = rollout(fleet, tmp_path, vllm_drain_seconds=33)
     assert again.code == 0, again.text[-3000:]
-    assert [str(request) for request in tally.bad] == []
+    assert lost(tally) == []
     assert drain_seconds(fleet) == ["33"] * 3

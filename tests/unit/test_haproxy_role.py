@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
@@ -219,5 +220,26 @@ def test_nothing_runs_as_root(rendered):
 def test_a_reload_keeps_what_was_drained(rendered):
     # [guides 16] A drained node that comes back with a reload gets requests in the midst of its change.
     unit = rendered()["/etc/systemd/system/haproxy.service"]
-    assert unit.index("show servers state") < unit.index("kill -USR2")
+    assert unit.index("ExecReload=/usr/local/lib/quench/haproxy-server-state") < unit.index("kill -USR2")
     assert "load-server-state-from-file global" in rendered()["/etc/haproxy/haproxy.cfg"]
+
+
+STATE = """\
+1
+# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since srv_check
+4 pool_llama 1 node1 10.0.30.11 2 8 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+4 pool_llama 2 node2 10.0.30.12 2 0 50 50 5 6 3 4 6 0 0 0 - 8443 - 0 0 - - 0
+4 pool_llama 3 node3 10.0.30.99 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+10 pool_gone 1 node1 10.0.30.11 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+"""
+
+
+def test_the_state_of_a_node_with_another_address_or_port_is_forgotten(rendered, tmp_path):
+    texts = rendered()
+    (tmp_path / "haproxy.cfg").write_text(texts["/etc/haproxy/haproxy.cfg"])
+    script = texts["/usr/local/lib/quench/haproxy-server-state"]
+    program = re.search(r"awk '(.*?)'", script, re.DOTALL)[1]
+    command = ["awk", program, str(tmp_path / "haproxy.cfg"), "-"]
+    kept = subprocess.run(command, input=STATE, capture_output=True, text=True, check=True).stdout.splitlines()
+    # node1 is drained, and stays so. node2 has another port by now, node3 another address, and a pool is gone.
+    assert kept == STATE.splitlines()[:3]

@@ -60,9 +60,10 @@ def answer(text, status="200"):
 def test_haproxy_is_asked_by_its_socket(fleet):
     made, hosts = fleet()
     made.set_state("lb1", [NODE], "drain")
-    assert hosts.asked == [
-        ("lb1", "echo 'set server pool_llama/node1 state drain' | socat -t 5 - /run/haproxy/admin.sock", None)
-    ]
+    (_, asked, _), (_, kept, _) = hosts.asked
+    assert asked == "echo 'set server pool_llama/node1 state drain' | socat -t 5 - /run/haproxy/admin.sock"
+    # A HAProxy that starts anew must not send requests to a node in work.
+    assert kept.endswith("/usr/local/lib/quench/haproxy-server-state")
 
 
 def test_a_socket_that_may_not_drain_is_a_failure(fleet):
