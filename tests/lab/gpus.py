@@ -35,8 +35,10 @@ def hosts_of(name: str, specs: Sequence[HostSpec]) -> Iterator[dict[str, Node]]:
     try:
         yield {spec.name: Node(lab, spec.name) for spec in specs}
     finally:
+        # A module that was the last to need it may have taken it down.
         if not keep:
-            fleet.down(name)
+            with suppress(LabError):
+                fleet.down(name)
 
 
 def bare_again(node: Node) -> Node:

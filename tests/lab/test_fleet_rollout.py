@@ -4,6 +4,7 @@ broken does not get past the first node. The engine is the stand-in; all else is
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,21 @@ import pytest
 from fleets import Fleet, key_of, lost, servers, wait
 from support import CHECKOUT, MODEL, Run, environment, lab_data, write_inventory
 
+from quench.lab import fleet as labs
 from quench.rollout_command import state_folder
 from tests.load.load import running
 
 # Under which the rollouts of this test are remembered.
 NAME = "test-fleet"
 WORDS = 250  # 5 s of the stand-in
+
+
+@pytest.fixture(scope="module", autouse=True)
+def last_of_the_fleet(fleet: Fleet) -> Iterator[None]:
+    """Nobody needs the fleet after this, and its hosts would be in the way of those who need many."""
+    yield
+    if not os.environ.get("QUENCH_KEEP_LABS"):
+        labs.down(fleet.nodes[0].lab.name)
 
 
 @pytest.fixture(autouse=True)
