@@ -168,6 +168,8 @@ def edit(path: Path) -> Iterator[dict[str, Any]]:
             what = f"cannot be written: {error.strerror or error}"
             raise Refused([Problem(str(path), "keyring", what, "see who may write there")]) from None
     finally:
+        # gevent, which pyinfra brings, may close it only later.
+        fcntl.flock(folder, fcntl.LOCK_UN)
         os.close(folder)
 
 
