@@ -34,11 +34,11 @@ check: $(READY) ## Lint, types, contracts, unit, golden, plan, meta: no network,
 	@ruff format --check .
 	@mypy
 	@lint-imports --no-logo --config pyproject.toml >/dev/null || lint-imports --no-logo --config pyproject.toml
-	@pytest -q tests/unit tests/golden tests/plan tests/meta
+	@pytest -q -n 2 tests/unit tests/golden tests/plan tests/meta
 
 test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools
-	@pytest -q tests/lab
+	@pytest -q -n 2 --dist loadgroup tests/lab
 	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all
 
 test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults

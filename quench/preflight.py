@@ -29,6 +29,8 @@ CONNECT_SECONDS = 5.0
 
 # The plan of the run that this process is, set before the first connection.
 _plan: Plan | None = None
+# Whether the hosts have been asked. A deploy file may be made of others, each of which begins with `preflight()`.
+_asked = False
 
 
 def before_connecting() -> None:
@@ -74,11 +76,12 @@ def preflight() -> None:
     if _plan is None:
         problem = Problem("all hosts", "config.py", "was not read", "run pyinfra in the checkout's top folder")
         raise Refused([problem])
-    hosts = context.state.inventory.get_active_hosts()
-    first = min(host.name for host in hosts)
-    if context.host.name != first:
-        # The deploy file runs once for each host; one of them asks for all and speaks for all.
+    global _asked
+    if _asked:
+        # The deploy file runs once for each host; the first of them asks for all and speaks for all.
         return
+    _asked = True
+    hosts = context.state.inventory.get_active_hosts()
     checks = [gevent.spawn(_host_problems, host, _plan[host.name]) for host in hosts]
     gevent.joinall(checks, raise_error=True)
     problems = [problem for check in checks for problem in check.value]

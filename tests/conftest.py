@@ -30,7 +30,7 @@ def example_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("secrets")
     ca.create(folder, "Test CA")
-    for name in ("llm.example.org", "10.0.30.14", *(f"node{number}.example.org" for number in range(1, 5))):
+    for name in ("llm.example.org", "10.0.30.14", *(f"node{number}.example.org" for number in range(1, 9))):
         ca.issue(folder, [name])
     for name in ("lb1.example.org", "lb2.example.org"):
         ca.issue(folder, [name], client=True)

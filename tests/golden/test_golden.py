@@ -15,11 +15,12 @@ from quench.render import write_tree
 GOLDEN = Path(__file__).parent
 # Certificates are the site's own, and new for each run of the tests.
 CERTIFICATES = ("tls.crt", "client-ca.crt", "balancer-ca.crt", "node.crt", "nodes-ca.crt")
-# Inventory, deploy file, and the hosts, if not all.
+# Inventory, deploy file, and the hosts, if not all: those that differ from what another tree has.
 TREES = [
     ("example", "inference", ()),
     ("medium", "balancer", ("balancers",)),
     ("medium", "inference", ("node1.example.org", "node4.example.org")),
+    ("large", "site", ("lb1.example.org",)),
 ]
 
 

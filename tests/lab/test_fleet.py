@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from cryptography import x509
 from fleets import Fleet, ask, entry, key_of, lost, provision, servers, wait
-from support import CHECKOUT, MODEL, Node, write
+from support import BALANCER_DEPLOY, CHECKOUT, MODEL, Node, run_pyinfra, write, write_inventory
 
 from quench import ca
 from quench.lab import fleet as labs
@@ -376,6 +377,22 @@ def test_a_reload_loses_nothing_and_what_was_drained_stays_drained(fleet: Fleet)
     assert lost(tally) == []
     assert servers(balancer)["node2"]["status"].startswith("DRAIN")
     ask(balancer, "set server pool_tiny-llama/node2 state ready")
+
+
+def test_requests_move_from_a_node_to_others_by_weight(fleet: Fleet, tmp_path: Path) -> None:
+    """As from blue to green, and back."""
+    balancer, green = fleet.balancers[0], {"node1", "node3"}
+    with running(fleet.load(key=key_of("demo"), streams=6, stream_words=150, plain=2)) as tally:
+        for weights, wanted in (({"node1": 0, "node3": 0}, {"node2"}), ({"node2": 0}, green), ({}, green | {"node2"})):
+            changes = {name: {"nginx_weight": weight} for name, weight in weights.items()}
+            inventory = write_inventory(tmp_path, {**fleet.changes, **changes})
+            run = run_pyinfra(balancer, "-y", "--limit", "lb1", inventory=inventory, deploy=BALANCER_DEPLOY)
+            assert run.code == 0, run.text[-3000:]
+            before = {name: int(row["stot"]) for name, row in servers(balancer).items()}
+            time.sleep(5)
+            after = {name: int(row["stot"]) for name, row in servers(balancer).items()}
+            assert {name for name in after if after[name] > before[name]} == wanted
+    assert lost(tally) == []
 
 
 def test_new_certificates_of_the_balancers_cost_no_request(

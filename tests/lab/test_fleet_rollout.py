@@ -3,10 +3,12 @@ broken does not get past the first node. The engine is the stand-in; all else is
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -15,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from fleets import Fleet, key_of, lost, servers, wait
-from support import CHECKOUT, MODEL, Run, environment, lab_data, write_inventory
+from support import BALANCER_DEPLOY, CHECKOUT, MODEL, Run, environment, lab_data, run_pyinfra, write_inventory
 
+from quench import ca
 from quench.lab import fleet as labs
 from quench.rollout_command import state_folder
 from tests.load.load import running
@@ -48,20 +53,23 @@ def all_up(fleet: Fleet) -> bool:
     return wait(lambda: all(row["status"] == "UP" for lb in fleet.balancers for row in servers(lb).values()), 40)
 
 
-def command(fleet: Fleet, folder: Path, *options: str, **changes: Any) -> list[str]:
-    """`quench rollout` of an inventory in which all nodes have some settings changed."""
+def changed(fleet: Fleet, folder: Path, **changes: Any) -> str:
+    """An inventory in which all nodes have some settings changed."""
     folder.mkdir(parents=True, exist_ok=True)
-    inventory = write_inventory(folder, {**fleet.changes, **{node.name: changes for node in fleet.nodes}})
+    return write_inventory(folder, {**fleet.changes, **{node.name: changes for node in fleet.nodes}})
+
+
+def command(inventory: str, *options: str) -> list[str]:
     return [
         str(Path(sys.executable).with_name("quench")), "rollout", inventory, "--group-data", "inventories/group_data",
         "--name", NAME, "--drain-seconds", "60", "--ready-seconds", "60", "--json", *options,
     ]  # fmt: skip
 
 
-def rollout(fleet: Fleet, folder: Path, *options: str, **changes: Any) -> Run:
+def rollout(fleet: Fleet, inventory: str, *options: str) -> Run:
     done = subprocess.run(
-        command(fleet, folder, *options, **changes), cwd=CHECKOUT, env=environment(fleet.nodes[0]), capture_output=True,
-        text=True, stdin=subprocess.DEVNULL, timeout=500, check=False,
+        command(inventory, *options), cwd=CHECKOUT, env=environment(fleet.nodes[0]), capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=500, check=False,
     )  # fmt: skip
     return Run(done.returncode, done.stdout, done.stderr)
 
@@ -72,12 +80,20 @@ def drain_seconds(fleet: Fleet) -> list[str]:
     return [line.rpartition(" ")[2] for line in found]
 
 
+def halted(run: Run, step: str, outcome: str) -> None:
+    """A rollout that has stopped at the first node says so in one line, with what became of it."""
+    assert run.code == 1, run.text[-3000:]
+    lines = [line for line in run.err.splitlines() if f"node1: {step}: " in line]
+    assert len(lines) == 1 and outcome in lines[0], run.err
+    assert "Traceback" not in run.text
+
+
 def test_a_rollout_under_load_loses_no_request(fleet: Fleet, tmp_path: Path) -> None:
     address = fleet.balancers[0].lab.shared_address
     load = fleet.load(address=address, key=key_of("demo"), streams=6, stream_words=WORDS, plain=2)
     with running(load) as tally:
         tally.wait(lambda tally: tally.flowing >= 6)
-        run = rollout(fleet, tmp_path, vllm_drain_seconds=31)
+        run = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=31))
     assert run.code == 0, run.text[-3000:]
     assert lost(tally) == []
     assert tally.count()["ok"] > 50
@@ -95,10 +111,8 @@ def test_an_answer_that_is_not_the_expected_one_halts_it_and_the_former_release_
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text(f"- {{model: {MODEL}, prompt: who are you, expect: I am a model}}\n")
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
-        run = rollout(fleet, tmp_path, "--prompts", str(prompts), vllm_drain_seconds=32)
-    assert run.code == 1
-    assert "node1: verify: " in run.err and "has its former release back, and answers" in run.err
-    assert "Traceback" not in run.text
+        run = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=32), "--prompts", str(prompts))
+    halted(run, "verify", "has its former release back, and answers")
     assert lost(tally) == []
     assert drain_seconds(fleet) == before
 
@@ -110,32 +124,150 @@ def test_an_engine_that_does_not_start_halts_it_and_the_former_release_serves(fl
     models = {MODEL: {**lab_data(node)["vllm_models"][MODEL], "port": 8022}}
     node.root("systemd-run --unit=squatter python3 -m http.server --bind 127.0.0.1 8022")
     try:
-        run = rollout(fleet, tmp_path, vllm_models=models, vllm_start_seconds=15)
+        run = rollout(fleet, changed(fleet, tmp_path, vllm_models=models, vllm_start_seconds=15))
     finally:
         node.root("systemctl stop squatter.service")
-    assert run.code == 1, run.text[-2000:]
-    assert "node1: change: " in run.err and "has its former release back, and answers" in run.err
-    assert "Traceback" not in run.text
+    halted(run, "change", "has its former release back, and answers")
     assert drain_seconds(fleet) == before
 
 
-def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fleet, tmp_path: Path) -> None:
-    words = command(fleet, tmp_path, vllm_drain_seconds=33)
+def test_a_release_with_another_model_halts_it_and_the_former_release_serves(fleet: Fleet, tmp_path: Path) -> None:
+    before = drain_seconds(fleet)
+    models = {"another-model": lab_data(fleet.nodes[0])["vllm_models"][MODEL]}
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
-        process = subprocess.Popen(
-            words, cwd=CHECKOUT, env=environment(fleet.nodes[0]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "node2" in line and "change" in line:
-                break
+        run = rollout(fleet, changed(fleet, tmp_path, vllm_models=models), "--ready-seconds", "25")
+    halted(run, "verify", "has its former release back")
+    assert lost(tally) == []
+    assert drain_seconds(fleet) == before
+    assert fleet.nodes[0].root("systemctl is-active vllm@another-model.service; true") == "inactive"
+
+
+def test_a_port_that_is_closed_halts_it_and_the_former_release_serves(fleet: Fleet, tmp_path: Path) -> None:
+    # The engine is up, and the new release's firewall lets no balancer in.
+    with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
+        run = rollout(fleet, changed(fleet, tmp_path, nginx_client_zones=["management"]), "--ready-seconds", "25")
+    halted(run, "verify", "has its former release back, and answers")
+    assert lost(tally) == []
+
+
+def test_a_node_that_does_not_come_back_halts_it_and_is_the_first_of_the_next(fleet: Fleet, tmp_path: Path) -> None:
+    node = fleet.nodes[0]
+    with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
+        process = start(fleet, changed(fleet, tmp_path, vllm_drain_seconds=34))
+        wait_for(process, "node1", "keep")
         time.sleep(2)
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-        process.stderr.close()
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
-        again = rollout(fleet, tmp_path, vllm_drain_seconds=33)
+        labs.switch_off(node.lab, node.name)
+        try:
+            run = ended(process)
+        finally:
+            labs.switch_on(node.lab, node.name)
+        halted(run, "change", "node1 stays drained; mend it, and run the same command")
+        again = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=34))
+    assert again.code == 0, again.text[-3000:]
+    assert lost(tally) == []
+    assert drain_seconds(fleet) == ["34"] * 3
+
+
+def start(fleet: Fleet, inventory: str) -> subprocess.Popen[str]:
+    """A rollout that goes on by itself."""
+    return subprocess.Popen(
+        command(inventory), cwd=CHECKOUT, env=environment(fleet.nodes[0]), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], *words: str) -> None:
+    """Until a rollout says that this step of this node is over."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if all(word in line for word in words):
+            return
+    raise AssertionError(f"the rollout ended without {words}")
+
+
+def ended(process: subprocess.Popen[str]) -> Run:
+    """A rollout that has come to its end, with what it has not said yet."""
+    assert process.stdout is not None and process.stderr is not None
+    err, out = process.stderr.read(), process.stdout.read()
+    return Run(process.wait(), out, err)
+
+
+def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fleet, tmp_path: Path) -> None:
+    with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
+        process = start(fleet, changed(fleet, tmp_path, vllm_drain_seconds=33))
+        wait_for(process, "node2", "keep")
+        time.sleep(2)
+        # As when the machine dies: with the pyinfra that it has started, which is in the midst of node2.
+        process.send_signal(signal.SIGSTOP)
+        subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=True)
+        process.kill()
+        assert ended(process).code == -signal.SIGKILL
+        again = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=33))
     assert again.code == 0, again.text[-3000:]
     assert lost(tally) == []
     assert drain_seconds(fleet) == ["33"] * 3
+
+
+def certificates(fleet: Fleet, authority: Path, trusted: Path) -> dict[str, dict[str, Any]]:
+    """What every host has in the mesh: a certificate of this authority, and those whom it trusts."""
+    names = {one.name: f"{one.name}.{one.lab.name}.test" for one in (*fleet.balancers, *fleet.nodes)}
+    found: dict[str, dict[str, Any]] = {}
+    for node in fleet.nodes:
+        found[node.name] = {
+            "nginx_server_name": names[node.name],
+            "nginx_certificate": str(authority / f"{names[node.name]}.crt"),
+            "nginx_private_key": f"file:{authority / names[node.name]}.key",
+            "nginx_balancer_ca": str(trusted),
+        }
+    for one in fleet.balancers:
+        found[one.name] = {
+            **fleet.changes[one.name],
+            "haproxy_node_certificate": str(authority / f"{names[one.name]}.crt"),
+            "haproxy_node_private_key": f"file:{authority / names[one.name]}.key",
+            "haproxy_node_ca": str(trusted),
+        }
+    return found
+
+
+def handshake(fleet: Fleet, authority: Path) -> int:
+    """What a node says to somebody who has the first balancer's certificate of this authority."""
+    node, balancer = fleet.nodes[0], fleet.balancers[0]
+    name = authority / f"{balancer.name}.{balancer.lab.name}.test"
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(f"{name}.crt", f"{name}.key")
+    connection = http.client.HTTPSConnection(node.address, context=context, timeout=10)
+    connection.request("GET", "/v1/models", headers={"X-Client-Id": "demo", "X-Model": MODEL})
+    try:
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_the_mesh_gets_another_authority_under_load(fleet: Fleet, tmp_path: Path) -> None:
+    """Trust both, then change the certificates, then trust the new one alone. Last, since it leaves the fleet so."""
+    lab = fleet.nodes[0].lab
+    former, new, both = lab.folder / "ca", tmp_path / "ca", tmp_path / "both.crt"
+    # Of the same name: it is the key that tells them apart.
+    name = x509.load_pem_x509_certificate((former / "ca.crt").read_bytes()).subject
+    ca.create(new, str(name.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value))
+    for node in fleet.nodes:
+        ca.issue(former, [f"{node.name}.{lab.name}.test"])
+        ca.issue(new, [f"{node.name}.{lab.name}.test"])
+    for one in fleet.balancers:
+        ca.issue(new, [f"{one.name}.{lab.name}.test"], client=True)
+    both.write_text((former / "ca.crt").read_text() + (new / "ca.crt").read_text())
+    load = fleet.load(address=lab.shared_address, key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)
+    with running(load) as tally:
+        for number, (authority, trusted) in enumerate([(former, both), (new, both), (new, new / "ca.crt")]):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            inventory = write_inventory(folder, certificates(fleet, authority, trusted))
+            options = ("-y", "--limit", "balancers", "--serial")
+            run = run_pyinfra(fleet.nodes[0], *options, inventory=inventory, deploy=BALANCER_DEPLOY)
+            assert run.code == 0, run.text[-3000:]
+            run = rollout(fleet, inventory)
+            assert run.code == 0, run.text[-3000:]
+    assert lost(tally) == []
+    assert tally.count()["ok"] > 50
+    assert (handshake(fleet, new), handshake(fleet, former)) == (404, 400)

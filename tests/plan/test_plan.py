@@ -157,3 +157,29 @@ def test_the_problems_of_all_roles_and_hosts_come_together(tmp_path: Path, monke
         "dcgm_exporter_private_key",
         "nvidia_driver_repository_key",
     }
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_a_site_has_nodes_and_balancers_and_each_gets_its_roles(
+    size: str, example_secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
+    inventory = f"inventories/{size}.py"
+    site = make_plan(load_inventory(inventory), ["deploys/site.py"])
+    assert offline_problems(site, inventory) == []
+    assert len(site) == {"small": 3, "medium": 6, "large": 10}[size]
+    for group, deploy in (("inference", DEPLOY), ("balancers", "deploys/balancer.py")):
+        alone = make_plan(load_inventory(inventory), [deploy], limit=[group])
+        for host, host_plan in alone.items():
+            assert site[host].files == host_plan.files
+            # pyinfra puts the name of the included file before what it does.
+            assert [name.replace(f"{deploy} | ", "") for name in site[host].operations] == host_plan.operations
+
+
+def test_a_large_site_has_a_pool_for_each_model(example_secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
+    site = make_plan(load_inventory("inventories/large.py"), ["deploys/site.py"])
+    config = next(file.content for file in site["lb1.example.org"].files if file.dest == "/etc/haproxy/haproxy.cfg")
+    pools = {part.split()[0]: part for part in config.split("\nbackend ") if part.startswith("pool")}
+    assert [part.count("\n    server ") for part in pools.values()] == [2, 4, 2]
+    assert "node4.example.org" in next(line for line in config.splitlines() if line.endswith(" backup"))
