@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quench import Engine, LogFiles, allowed, ensure, install, packages, prove, role, services, shell_script
-from roles.hardening.files import AIDE, EDITED, JOURNALD, LOGS, PACKAGES, SSHD, audit_units, files
+from roles.hardening.files import EDITED, JOURNALD, LOGS, PACKAGES, SSHD, TIMERS, audit_units, files
 from roles.hardening.settings import HardeningSettings
 
 _HOST = Path(__file__).parent / "host.sh"
@@ -20,7 +20,7 @@ def hardening(settings: HardeningSettings, engines: Sequence[Engine] = ()) -> Lo
     install("hardening", managed, guard=settings.rollback_seconds, beside=EDITED)
     compilers = next((engine.group for engine in engines), "root")
     words = (compilers, str(settings.password_days))
-    services([SSHD, JOURNALD, *audit_units(settings), *(f"{name}.timer" for name in AIDE)], managed)
+    services([SSHD, JOURNALD, *audit_units(settings), *(f"{name}.timer" for name in TIMERS)], managed)
     ensure(
         "Harden what belongs to the distribution",
         shell_script(_HOST, "ask", *words),

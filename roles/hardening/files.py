@@ -11,10 +11,12 @@ SSHD = "ssh.service"
 AUDITD = "auditd.service"
 AUDIT_RULES = "audit-rules.service"
 JOURNALD = "systemd-journald.service"
-AIDE = ("aide-baseline", "dailyaidecheck")
+TIMERS = ("aide-baseline", "certificate-expiry", "dailyaidecheck")
+EXPIRY = "/usr/local/lib/quench/certificate-expiry"
 # libpam-pwquality: the strength of passwords. needrestart: what still runs with a library of before an update; it only
 # lists. debsums: whether the files of packages are those that were delivered. libpam-tmpdir: a /tmp for each user.
-PACKAGES = ["aide", "auditd", "debsums", "libpam-pwquality", "libpam-tmpdir", "needrestart"]
+# openssl: until when certificates are valid.
+PACKAGES = ["aide", "auditd", "debsums", "libpam-pwquality", "libpam-tmpdir", "needrestart", "openssl"]
 LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reopen=":")
 
 # What host.sh changes in files that belong to the distribution: they go back together with the role's own.
@@ -58,7 +60,7 @@ def audit_units(settings: HardeningSettings) -> list[str]:
 
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
     """All files of the role, for a host that has these roles beside it."""
-    values = {"settings": settings, "roles": roles, "known": _KNOWN}
+    values = {"settings": settings, "roles": roles, "known": _KNOWN, "expiry": EXPIRY}
     return [
         *(ManagedFile(dest, template("hardening", dest, values)) for dest in _PLAIN),
         *(ManagedFile(dest, template("hardening", dest, values, comment="X-Quench:")) for dest in _PAM),
@@ -108,6 +110,7 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             mode=0o600,
             check="aide --config=/etc/aide/aide.conf --config-check",
         ),
+        ManagedFile(EXPIRY, "#!/bin/sh\n" + template("hardening", EXPIRY, values), mode=0o755),
         *(
             ManagedFile(
                 f"/etc/systemd/system/{name}.{kind}",
@@ -115,7 +118,7 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
                 check=f"systemd-analyze verify --man=no {name}.{kind}",
                 restarts=f"{name}.timer",
             )
-            for name in AIDE
+            for name in TIMERS
             for kind in ("service", "timer")
         ),
         ManagedFile("/etc/issue", f"{settings.banner}\n"),

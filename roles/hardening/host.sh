@@ -40,6 +40,11 @@ item 'PAM' '[ "$(cat $stamp 2>/dev/null)" = "$hash" ] && grep -qs pam_faillock.s
 # systemd-journald.service(8): a new journald writes to memory until it is told that the disk is there.
 item 'journal' '[ -z "$(ls -d /run/log/journal/*/system.journal 2>/dev/null)" ]' 'journalctl --flush'
 
+# A certificate that this run has brought is seen by monitoring now, and not tomorrow.
+item 'certificates' \
+    '! systemctl is-failed --quiet certificate-expiry.service || ! /usr/local/lib/quench/certificate-expiry >/dev/null' \
+    'systemctl start certificate-expiry.service'
+
 # Accounts of services have no shell, and what people's shells read is theirs alone. [CIS 5.4.2, 7.2]
 getent passwd | while IFS=: read -r user _ uid _ _ home shell; do
     if [ "$uid" -lt 1000 ] && [ "$user" != root ]; then

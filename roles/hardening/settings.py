@@ -51,6 +51,11 @@ class HardeningSettings(RoleSettings):
         default=["/etc/adjtime$", "/etc/mtab$", "/etc/resolv\\.conf$"],
         description="What AIDE leaves out of these, as regular expressions from the start of the path: aide.conf(5).",
     )
+    certificate_days: int = Field(
+        default=21,
+        ge=1,
+        description="Days left of a certificate that Quench has brought, below which certificate-expiry.service fails.",
+    )
     relaxations: dict[Relaxation, str] = Field(
         default={},
         description=(
