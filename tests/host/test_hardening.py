@@ -12,6 +12,8 @@ from testinfra.host import Host
 if TYPE_CHECKING:
     from tests.host.conftest import Entry, Unit
 
+EXPOSURE = 2.0
+
 
 @pytest.fixture(scope="module")
 def sshd(host: Host) -> dict[str, str]:
@@ -137,3 +139,17 @@ def test_files_are_compared_each_day_with_a_baseline(host: Host, unit: Callable[
 def test_no_file_differs_from_its_baseline(unit: Callable[[str], Unit]) -> None:
     check = unit("dailyaidecheck.service")
     assert check.property("ActiveState") != "failed", check.journal()
+
+
+def test_certificates_that_end_soon_are_looked_for_each_day(host: Host, unit: Callable[[str], Unit]) -> None:
+    timer, service = unit("certificate-expiry.timer"), unit("certificate-expiry.service")
+    assert host.service(timer.name).is_enabled
+    assert timer.property("ActiveState") == "active", timer.journal()
+    assert service.exposure() <= EXPOSURE
+    assert service.property("ActiveState") != "failed", service.journal()
+
+
+def test_no_certificate_ends_soon(host: Host) -> None:
+    # What the unit has found may be a day old.
+    found = host.run("/usr/local/lib/quench/certificate-expiry")
+    assert found.rc == 0, found.stdout + found.stderr
