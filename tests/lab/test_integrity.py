@@ -1,9 +1,14 @@
-"""AIDE on a node: who changes files beside Quench and the package manager is found, and stays found."""
+"""Integrity of a node: AIDE finds who changes files beside Quench and the package manager, and what is found stays so.
+A certificate that ends soon is found as well."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from support import Node
+from support import Node, run_pyinfra, write_inventory
+
+from quench import ca
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +60,33 @@ def test_what_quench_brings_becomes_the_baseline(baselined: Node) -> None:
         baselined.root("rm -f /etc/quench-test /var/lib/quench/manifest/other")
     baseline(baselined)
     assert check(baselined)
+
+
+def failed(node: Node) -> bool:
+    """Whether monitoring sees a certificate that ends soon."""
+    return node.root("systemctl is-failed certificate-expiry.service", check=False) == "failed"
+
+
+def test_a_certificate_that_ends_soon_is_seen_until_a_run_brings_another(stand_in_node: Node, tmp_path: Path) -> None:
+    stand_in_node.root("systemctl start certificate-expiry.service")
+    assert not failed(stand_in_node)
+    ca.create(tmp_path, "Another CA")
+    certificate, key = ca.issue(tmp_path, [stand_in_node.address], days=5)
+    tls = {"nginx_certificate": str(certificate), "nginx_private_key": f"file:{key}"}
+    inventory = write_inventory(tmp_path, {"*": tls})
+    try:
+        run = run_pyinfra(stand_in_node, "-y", inventory=inventory)
+        assert run.code == 0, run.text[-4000:]
+        stand_in_node.root("systemctl start certificate-expiry.service", check=False)
+        assert failed(stand_in_node)
+        journal = stand_in_node.root("journalctl --unit certificate-expiry --output cat")
+        assert f"/etc/nginx/quench/tls.crt: CN={stand_in_node.address} is valid until " in journal
+        # A run that brings no other certificate has nothing to change, and hides nothing.
+        run = run_pyinfra(stand_in_node, "-y", "--json", inventory=inventory)
+        assert run.code == 0, run.text[-4000:]
+        assert run.totals["success"] == 0
+        assert failed(stand_in_node)
+    finally:
+        run = run_pyinfra(stand_in_node, "-y")
+    assert run.code == 0, run.text[-4000:]
+    assert not failed(stand_in_node)
