@@ -7,6 +7,8 @@ import os
 import ssl
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -129,6 +131,45 @@ class Node:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, dict(error.headers), error.read()
+
+
+def tokens_so_far(client: Any, node: Node) -> tuple[int, int]:
+    """Tokens of one long answer that the real engine has made, and those that its client has, when it is half way.
+
+    Half way is where its worker is stopped for a moment: on cores that have other work, no clock would tell.
+    """
+
+    metric = "curl -fsS http://127.0.0.1:8000/metrics | awk '/^vllm:generation_tokens_total/ { print int($2) }'"
+    # Not to be found by itself: the pattern is another word than the process that it means.
+    signal = "pkill -%s -f VLLM::[W]orker"
+
+    def read(received: list[int]) -> None:
+        stream = client.completions.create(
+            model=MODEL, prompt="hello", max_tokens=900, stream=True, extra_body={"ignore_eos": True},
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
+        )  # fmt: skip
+        received.extend(chunk.usage.completion_tokens for chunk in stream)
+
+    for _ in range(8):
+        before, received = int(node.root(metric)), [0]
+        reading = threading.Thread(target=read, args=(received,))
+        stopping = threading.Thread(
+            target=node.root, args=(f"until [ $({metric}) -gt {before} ]; do :; done; {signal % 'STOP'}",)
+        )
+        stopping.start()
+        time.sleep(0.5)  # until the loop runs there
+        reading.start()
+        stopping.join(timeout=60)
+        try:
+            time.sleep(1)
+            made, there = int(node.root(metric)) - before, received[-1]
+        finally:
+            node.root(signal % "CONT")
+        reading.join(timeout=60)
+        assert received[-1] == 900
+        if 0 < made < 900:
+            return made, there
+    raise AssertionError("the engine was never half way when it was stopped")
 
 
 def pyinfra_command(inventory: str, *options: str, deploy: str = DEPLOY) -> list[str]:

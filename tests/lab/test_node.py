@@ -15,7 +15,16 @@ from pathlib import Path
 
 import openai
 import pytest
-from support import CHECKOUT, MODEL, Node, environment, lab_data, run_pyinfra, write_inventory
+from support import (
+    CHECKOUT,
+    MODEL,
+    Node,
+    environment,
+    lab_data,
+    run_pyinfra,
+    tokens_so_far,
+    write_inventory,
+)  # fmt: skip
 
 from quench.lab import fleet
 
@@ -62,19 +71,9 @@ def test_a_completion_is_answered(client: openai.OpenAI) -> None:
     assert answer.usage is not None and answer.usage.completion_tokens == 8
 
 
-def test_the_first_chunk_arrives_before_the_last_is_generated(client: openai.OpenAI) -> None:
-    shares = []
-    for _ in range(3):
-        start = time.monotonic()
-        stream = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "hello"}], max_tokens=900, stream=True,
-            extra_body={"ignore_eos": True},
-        )  # fmt: skip
-        arrivals = [time.monotonic() - start for _ in stream]
-        assert len(arrivals) > 100
-        shares.append(arrivals[5] / arrivals[-1])
-    # Buffered, all chunks would come at the end, each time. Two cores that the engine fills can delay one stream.
-    assert min(shares) < 0.5, shares
+def test_each_token_is_there_when_it_is_made(real_node: Node, client: openai.OpenAI) -> None:
+    made, received = tokens_so_far(client, real_node)
+    assert made - received <= 1
 
 
 def test_a_wrong_key_is_refused(real_node: Node) -> None:
