@@ -7,10 +7,11 @@ fails after the change brings the former release back. What hosts are asked, and
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import override
 
@@ -75,7 +76,7 @@ class Fleet(Protocol):
         """All nodes in all pools."""
 
     def set_state(self, balancer: str, servers: Sequence[Server], state: State) -> None:
-        """Drain nodes, or let them have requests again."""
+        """Drain nodes, close them, or let them have requests again."""
 
     def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
         """Take the lock, from the rollout `take_over` if need be. Who has it, if that is somebody else."""
@@ -183,6 +184,127 @@ class _Halt(Exception):
     """The rollout ends here; everything that can be undone has been."""
 
 
+class Balancers:
+    """All balancers of a fleet as one, for whoever has their lock.
+
+    Args:
+        claim: whose the lock is to be.
+        clock, sleep: of seconds.
+    """
+
+    def __init__(
+        self, fleet: Fleet, claim: Claim, *, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> None:
+        self._fleet, self._claim, self._clock, self._sleep = fleet, claim, clock, sleep
+
+    def lock(self, take_over: str) -> None:
+        """Take the lock at each of them, or at none.
+
+        Raises:
+            Refused: with who has it, or which of them does not answer.
+        """
+        taken, problems = [], []
+        for balancer in self._fleet.balancers:
+            try:
+                holder = self._fleet.lock(balancer, self._claim, take_over)
+            except Failure as failure:
+                problems.append(Problem(failure.host, "lock", failure.what, failure.remedy))
+                continue
+            if holder is None:
+                taken.append(balancer)
+            else:
+                remedy = f"wait until it is through; if it is dead: --take-over {holder.id}"
+                problems.append(Problem(balancer, "lock", f"{holder} holds it", remedy))
+        if problems:
+            self.unlock(taken)
+            raise Refused(problems)
+
+    def unlock(self, balancers: Sequence[str] | None = None) -> list[str]:
+        """Give the lock back. Where that does not work, a line each."""
+        said = []
+        for balancer in self._fleet.balancers if balancers is None else balancers:
+            try:
+                self._fleet.unlock(balancer, self._claim)
+            except Failure as failure:
+                said.append(f"{balancer}: the lock stays: {failure.what}; --take-over {self._claim.id}")
+        return said
+
+    def hold(self, *, patient: bool = False) -> None:
+        """See that the lock is still one's own. patient: a balancer may be silent."""
+        for balancer in self._fleet.balancers:
+            try:
+                holder = self._fleet.lock(balancer, self._claim, "")
+            except Failure:
+                if not patient:
+                    raise
+                continue
+            if holder is not None:
+                raise LockLost(balancer, f"{holder} has taken this rollout over", "leave the rest to it")
+
+    def set_state(
+        self, nodes: Collection[str], state: State, which: Callable[[str, Server], bool] = lambda balancer, server: True
+    ) -> None:
+        """Give nodes a state at every balancer, be one of them silent.
+
+        Args:
+            which: only where this holds, of a balancer and what it has of a node.
+
+        Raises:
+            Failure: the first, when all have been told.
+        """
+        failures = []
+        for balancer in self._fleet.balancers:
+            try:
+                found = [server for server in self._fleet.servers(balancer) if server.name in nodes]
+                if chosen := [server for server in found if which(balancer, server)]:
+                    self._fleet.set_state(balancer, chosen, state)
+            except Failure as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def wait(self, nodes: Sequence[str], seconds: float) -> Counter[str]:
+        """Wait until nothing is in flight. How many requests of each node still are when the time is over."""
+        deadline = self._clock() + seconds
+        while True:
+            places = [server for node in nodes for _, server in self.places(node)]
+            busy = [server for server in places if server.in_flight or server.waiting]
+            if not busy or self._clock() >= deadline:
+                break
+            self._sleep(_POLL)
+        left = Counter[str]()
+        for server in busy:
+            left[server.name] += server.in_flight + server.waiting
+        return left
+
+    def places(self, node: str) -> Iterator[tuple[str, Server]]:
+        """Each balancer, with what it has of a node.
+
+        Raises:
+            Failure: if one of them does not know it.
+        """
+        for balancer in self._fleet.balancers:
+            found = [server for server in self._fleet.servers(balancer) if server.name == node]
+            if not found:
+                raise Failure(node, f"{balancer} has it in no pool any more", "look at the balancer's configuration")
+            yield from ((balancer, server) for server in found)
+
+
+def entry(claim: Claim, node: str, step: Step) -> dict[str, Any]:
+    """A step as a line of the history: who did it, when, with which outcome."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "rollout": claim.id,
+        "who": claim.who,
+        "source": claim.source,
+        "node": node,
+        "step": step.name,
+        "outcome": "ok" if step.ok else "failed",
+        "seconds": step.seconds,
+        "detail": step.detail,
+    }
+
+
 class Rollout:
     """One rollout.
 
@@ -206,6 +328,7 @@ class Rollout:
     ) -> None:
         self._fleet, self._record, self._plans, self._claim, self._options = fleet, record, plans, claim, options
         self._say, self._clock, self._sleep = say, clock, sleep
+        self._balancers = Balancers(fleet, claim, clock=clock, sleep=sleep)
         self._results = {node: NodeResult(plan_after=plan.hash) for node, plan in plans.items()}
         self._reasons: list[str] = []
         # Nodes that are not, or may not be, what they were before: they do not come back unverified.
@@ -227,7 +350,7 @@ class Rollout:
         outcome = "done"
         locked = False
         try:
-            self._lock(take_over)
+            self._balancers.lock(take_over)
             locked = True
             for batch in self._batches():
                 self._bring(batch)
@@ -245,32 +368,11 @@ class Rollout:
             self._reasons += self._where()
         finally:
             if locked:
-                self._unlock()
+                self._reasons += self._balancers.unlock()
             self._record.close()
         return Result(self._claim.id, outcome, self._reasons, round(self._clock() - start, 1), self._results)
 
     # Before the first node
-
-    def _lock(self, take_over: str) -> None:
-        taken: list[str] = []
-        for balancer in self._fleet.balancers:
-            try:
-                holder = self._fleet.lock(balancer, self._claim, take_over)
-            except Failure as failure:
-                self._unlock(taken)
-                raise Refused([Problem(failure.host, "lock", failure.what, failure.remedy)]) from None
-            if holder is not None:
-                self._unlock(taken)
-                remedy = f"wait until it is through; if it is dead: --take-over {holder.id}"
-                raise Refused([Problem(balancer, "lock", f"{holder} holds it", remedy)])
-            taken.append(balancer)
-
-    def _unlock(self, balancers: Sequence[str] | None = None) -> None:
-        for balancer in self._fleet.balancers if balancers is None else balancers:
-            try:
-                self._fleet.unlock(balancer, self._claim)
-            except Failure as failure:
-                self._reasons.append(f"{balancer}: the lock stays: {failure.what}; --take-over {self._claim.id}")
 
     def _batches(self) -> list[list[str]]:
         """Nodes that a rollout left in its midst come first. Those that have what they are to get are left out."""
@@ -312,7 +414,7 @@ class Rollout:
             for server in servers:
                 if server.name in nodes and server.away:
                     what = f"somebody has taken it out: it is {server.status} in {server.pool} at {balancer}"
-                    remedy = f"set it ready there, or leave it out: --exclude {server.name}"
+                    remedy = f"set it ready there, --exclude {server.name}, or take it out of the inventory"
                     yield Problem(server.name, "balancers", what, remedy)
 
     def _alone(self, batch: Sequence[str], seen: Mapping[str, list[Server]]) -> Iterator[Problem]:
@@ -334,10 +436,10 @@ class Rollout:
             self._results[node].outcome = "in work"
         try:
             with self._step(batch, "drain"):
-                self._hold()
+                self._balancers.hold()
                 self._room(batch)
                 self._mark(batch)
-                self._set(batch, "drain")
+                self._balancers.set_state(batch, "drain")
             with self._step(batch, "wait"):
                 self._wait(batch)
             with self._step(batch, "keep"):
@@ -354,7 +456,7 @@ class Rollout:
         failed: dict[str, Failure] = {}
         try:
             with self._step(batch, "change"):
-                self._hold()
+                self._balancers.hold()
                 self._changed |= set(batch)
                 self._fleet.change(batch)
         except LockLost:
@@ -390,7 +492,7 @@ class Rollout:
 
     def _answers(self, node: str, model: str) -> bool:
         try:
-            balancer, server = next(self._places(node))
+            balancer, server = next(self._balancers.places(node))
             self._fleet.completion(balancer, server, model)
         except Failure:
             return False
@@ -405,11 +507,11 @@ class Rollout:
             self._sleep(_POLL)
         # From every balancer, since each has a way of its own to the node.
         for balancer in self._fleet.balancers:
-            server = next(place for name, place in self._places(node) if name == balancer)
+            server = next(place for name, place in self._balancers.places(node) if name == balancer)
             for model in models:
                 self._fleet.completion(balancer, server, model)
         if anew:
-            balancer, server = next(self._places(node))
+            balancer, server = next(self._balancers.places(node))
             self._fleet.prompts(balancer, server, models)
             self._fleet.host_checks(node)
 
@@ -419,7 +521,7 @@ class Rollout:
             if state == "failed":
                 raise Failure(node, f"{unit} is failed", f"see journalctl --unit {unit} there")
         found = [(f"{unit} is {state}", f"see journalctl --unit {unit} there") for unit, state in units]
-        for balancer, server in self._places(node):
+        for balancer, server in self._balancers.places(node):
             if server.up:
                 # A balancer that was restarted meanwhile has forgotten that the node is drained.
                 self._fleet.set_state(balancer, [server], "drain")
@@ -429,10 +531,10 @@ class Rollout:
         return found
 
     def _ready(self, node: str) -> None:
-        self._hold()
-        self._set([node], "ready")
+        self._balancers.hold()
+        self._balancers.set_state([node], "ready")
         deadline = self._clock() + self._options.ready_seconds
-        while down := [(balancer, server) for balancer, server in self._places(node) if not server.up]:
+        while down := [(balancer, server) for balancer, server in self._balancers.places(node) if not server.up]:
             if self._clock() >= deadline:
                 balancer, server = down[0]
                 what = f"{balancer} still has it as {server} in {server.pool} after {self._options.ready_seconds:.0f} s"
@@ -450,7 +552,7 @@ class Rollout:
                 said.append(f"{node} stays drained, as it was")
                 continue
             try:
-                self._set([node], "ready")
+                self._balancers.set_state([node], "ready")
                 self._leave(node, "untouched")
                 said.append(f"{node} is unchanged, and has its requests again")
             except Failure as failure:
@@ -462,9 +564,9 @@ class Rollout:
         """Bring the former release of a node back. What became of it."""
         try:
             with self._step([node], "restore"):
-                self._hold(patient=True)
+                self._balancers.hold(patient=True)
                 # It may have got requests already.
-                self._set([node], "drain")
+                self._balancers.set_state([node], "drain")
                 self._wait([node])
                 self._fleet.restore(node)
             with self._step([node], "verify the former release"):
@@ -505,18 +607,6 @@ class Rollout:
 
     # At the balancers
 
-    def _hold(self, *, patient: bool = False) -> None:
-        """See that the lock is still one's own. patient: a balancer may be silent."""
-        for balancer in self._fleet.balancers:
-            try:
-                holder = self._fleet.lock(balancer, self._claim, "")
-            except Failure:
-                if not patient:
-                    raise
-                continue
-            if holder is not None:
-                raise LockLost(balancer, f"{holder} has taken this rollout over", "leave the rest to it")
-
     def _room(self, batch: Sequence[str]) -> None:
         """Wait until each pool has other nodes that are up, and none of them is down unasked."""
         deadline = self._clock() + _ROOM
@@ -548,42 +638,10 @@ class Rollout:
         for balancer in self._fleet.balancers:
             self._fleet.mark(balancer, sorted({*self._record.work, *self._others}))
 
-    def _set(self, nodes: Sequence[str], state: State) -> None:
-        """At every balancer, be one of them silent.
-
-        Raises:
-            Failure: the first, when all have been told.
-        """
-        failures = []
-        for balancer in self._fleet.balancers:
-            try:
-                servers = [server for server in self._fleet.servers(balancer) if server.name in nodes]
-                self._fleet.set_state(balancer, servers, state)
-            except Failure as failure:
-                failures.append(failure)
-        if failures:
-            raise failures[0]
-
     def _wait(self, batch: Sequence[str]) -> None:
         """Wait until nothing is in flight. What is cut when the time is over is written down."""
-        deadline = self._clock() + self._options.drain_seconds
-        while True:
-            places = [(balancer, server) for node in batch for balancer, server in self._places(node)]
-            busy = [(balancer, server) for balancer, server in places if server.in_flight or server.waiting]
-            if not busy:
-                return
-            if self._clock() >= deadline:
-                break
-            self._sleep(_POLL)
-        for _, server in busy:
-            self._results[server.name].cut += server.in_flight + server.waiting
-
-    def _places(self, node: str) -> Iterator[tuple[str, Server]]:
-        for balancer in self._fleet.balancers:
-            found = [server for server in self._fleet.servers(balancer) if server.name == node]
-            if not found:
-                raise Failure(node, f"{balancer} has it in no pool any more", "look at the balancer's configuration")
-            yield from ((balancer, server) for server in found)
+        for node, cut in self._balancers.wait(batch, self._options.drain_seconds).items():
+            self._results[node].cut += cut
 
     # What is written down
 
@@ -613,24 +671,13 @@ class Rollout:
                 requests = "1 request is" if result.cut == 1 else f"{result.cut} requests are"
                 own.detail = f"{requests} still in flight after {self._options.drain_seconds:.0f} s, and will be cut"
             result.steps.append(own)
-            self._record.log(
-                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                rollout=self._claim.id,
-                who=self._claim.who,
-                source=self._claim.source,
-                node=node,
-                step=own.name,
-                outcome="ok" if own.ok else "failed",
-                seconds=own.seconds,
-                detail=own.detail,
-                plan_before=result.plan_before,
-                plan_after=result.plan_after,
-            )
+            plans = {"plan_before": result.plan_before, "plan_after": result.plan_after}
+            self._record.log(**entry(self._claim, node, own), **plans)
             self._say(Progress(names.index(node) + 1, len(names), node, own))
             if journal:
                 how = f"{own.name}: {'ok' if own.ok else 'failed'}{f': {own.detail}' if own.detail else ''}"
-                plans = f"plan {result.plan_before[:12] or 'unknown'} to {result.plan_after[:12]}"
+                change = f"plan {result.plan_before[:12] or 'unknown'} to {result.plan_after[:12]}"
                 try:
-                    self._fleet.note(node, f"rollout {self._claim.id} by {self._claim.who}: {how} ({plans})")
+                    self._fleet.note(node, f"rollout {self._claim.id} by {self._claim.who}: {how} ({change})")
                 except Failure:  # it may be what has just failed
                     continue
