@@ -19,6 +19,8 @@ from quench.haproxy import Server, State
 from quench.problems import Problem, Refused
 from quench.rollout_record import Claim, Record
 
+# What is said of a step that Ctrl-C has ended: nobody waits for a journal then.
+INTERRUPTED = "interrupted"
 # Seconds between two questions of the same kind.
 _POLL = 1.0
 # Seconds for other nodes to be up before a node is drained: one that has just come back may have to settle.
@@ -288,6 +290,29 @@ class Balancers:
             if not found:
                 raise Failure(node, f"{balancer} has it in no pool any more", "look at the balancer's configuration")
             yield from ((balancer, server) for server in found)
+
+
+@contextmanager
+def timed(name: str, clock: Callable[[], float], over: Callable[[Step], None]) -> Iterator[Step]:
+    """A step, of which is told when it is over, be it that it failed or was interrupted."""
+    start = clock()
+    step = Step(name, 0, ok=True)
+    try:
+        yield step
+    except (Failure, KeyboardInterrupt) as end:
+        step.seconds, step.ok, step.detail = clock() - start, False, INTERRUPTED
+        if isinstance(end, Failure):
+            end.step, step.detail = name, end.what
+        over(step)
+        raise
+    step.seconds = clock() - start
+    over(step)
+
+
+def cut_off(requests: int, seconds: float) -> str:
+    """What is said of requests that did not come to their end in time."""
+    which = "1 request is" if requests == 1 else f"{requests} requests are"
+    return f"{which} still in flight after {seconds:.0f} s, and will be cut"
 
 
 def entry(claim: Claim, node: str, step: Step) -> dict[str, Any]:
@@ -647,34 +672,24 @@ class Rollout:
 
     @contextmanager
     def _step(self, nodes: Sequence[str], name: str) -> Iterator[None]:
-        start = self._clock()
         if name in ("change", "verify", "restore"):
             for node in nodes:
                 self._record.step(node, name)
-        try:
+        with timed(name, self._clock, lambda step: self._over(nodes, step)):
             yield
-        except Failure as failure:
-            failure.step = name
-            self._over(nodes, Step(name, self._clock() - start, ok=False, detail=failure.what))
-            raise
-        except KeyboardInterrupt:
-            self._over(nodes, Step(name, self._clock() - start, ok=False, detail="interrupted"), journal=False)
-            raise
-        self._over(nodes, Step(name, self._clock() - start, ok=True))
 
-    def _over(self, nodes: Sequence[str], step: Step, *, journal: bool = True) -> None:
+    def _over(self, nodes: Sequence[str], step: Step) -> None:
         names = list(self._plans)
         for node in nodes:
             result = self._results[node]
             own = Step(step.name, round(step.seconds, 1), step.ok, step.detail)
             if step.name == "wait" and result.cut and not own.detail:
-                requests = "1 request is" if result.cut == 1 else f"{result.cut} requests are"
-                own.detail = f"{requests} still in flight after {self._options.drain_seconds:.0f} s, and will be cut"
+                own.detail = cut_off(result.cut, self._options.drain_seconds)
             result.steps.append(own)
             plans = {"plan_before": result.plan_before, "plan_after": result.plan_after}
             self._record.log(**entry(self._claim, node, own), **plans)
             self._say(Progress(names.index(node) + 1, len(names), node, own))
-            if journal:
+            if step.detail != INTERRUPTED:
                 how = f"{own.name}: {'ok' if own.ok else 'failed'}{f': {own.detail}' if own.detail else ''}"
                 change = f"plan {result.plan_before[:12] or 'unknown'} to {result.plan_after[:12]}"
                 try:

@@ -51,12 +51,8 @@ def prepare(
         Refused: with all that is wrong with the inventory, the choice of nodes or the prompts.
     """
     asked = load_prompts(prompts) if prompts else []
-    hosts = Hosts(load_inventory(inventory, group_data=group_data))
-    for group in (BALANCERS, NODES):
-        if not hosts.group(group):
-            what = f"no host is in the group {group}"
-            remedy = "a rollout is for nodes behind balancers; bring a single node into place with pyinfra itself"
-            raise Refused([Problem(inventory, "hosts", what, remedy)])
+    remedy = "a rollout is for nodes behind balancers; bring a single node into place with pyinfra itself"
+    hosts = fleet_hosts(inventory, group_data, remedy)
     # Loaded again: a plan leaves its hosts with a connector that reaches none.
     planned = load_inventory(inventory, group_data=group_data)
     wanted = make_plan(planned, deploys, limit=limit or [NODES], exclude=exclude)
@@ -65,17 +61,36 @@ def prepare(
     problems = offline_problems(plan, inventory)
     if problems:
         raise Refused(problems)
-    record = Record(state_folder(), _file_name(name or Path(inventory).stem))
-    claim = Claim(
-        record.unfinished or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
-        os.environ.get("SUDO_USER") or getpass.getuser(),
-        socket.gethostname(),
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
+    record = fleet_record(inventory, name)
+    claim = claimed(record.unfinished or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     change = pyinfra_command(inventory, deploys, group_data)
     fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder)
     plans = {node: NodePlan(digest(found), models(found)) for node, found in plan.items()}
     return Rollout(fleet, record, plans, claim, options, say=say)
+
+
+def fleet_hosts(inventory: str, group_data: Sequence[str], remedy: str) -> Hosts:
+    """The hosts of an inventory that has balancers and nodes.
+
+    Raises:
+        Refused: with the remedy, if one of these groups has nobody.
+    """
+    hosts = Hosts(load_inventory(inventory, group_data=group_data))
+    for group in (BALANCERS, NODES):
+        if not hosts.group(group):
+            raise Refused([Problem(inventory, "hosts", f"no host is in the group {group}", remedy)])
+    return hosts
+
+
+def fleet_record(inventory: str, name: str | None) -> Record:
+    """What the controller remembers of a fleet, which has the name of its inventory if it has no other."""
+    return Record(state_folder(), _file_name(name or Path(inventory).stem))
+
+
+def claimed(name: str) -> Claim:
+    """The claim of whoever runs this command."""
+    who = os.environ.get("SUDO_USER") or getpass.getuser()
+    return Claim(name, who, socket.gethostname(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
 
 def digest(plan: HostPlan) -> str:

@@ -70,7 +70,7 @@ class FakeFleet:
     def set_state(self, balancer, servers, state):
         for server in servers:
             self.did(state, balancer, server.name)
-            status = "UP" if state == "ready" else "DRAIN"
+            status = {"ready": "UP", "drain": "DRAIN", "maint": "MAINT"}[state]
             self.table[balancer, server.pool, server.name] = replace(server, status=status)
 
     def lock(self, balancer, claim, take_over):
@@ -466,6 +466,13 @@ def test_two_at_once_are_refused_with_who_it_is(world):
         "is dead: --take-over r9"
     ]
     assert world.fleet.locks == {"lb2": OTHER}, "the one that was taken is given back"
+
+
+def test_all_balancers_that_say_no_are_named_at_once(world):
+    world.fleet.locks = {"lb1": OTHER}
+    world.fleet.dead = {"lb2"}
+    assert [problem.partition(": ")[0] for problem in refusal(world)] == ["lb1", "lb2"]
+    assert world.fleet.locks == {"lb1": OTHER}
 
 
 def test_only_the_rollout_that_is_named_is_taken_over(world):
