@@ -6,13 +6,16 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 import gevent
 from pyinfra.api.exceptions import PyinfraError
 
-from quench import ca, flow_picture
+from quench import ca, decommission_command, flow_picture
+from quench.decommission import Found
 from quench.files import CHECKOUT
 from quench.flows import counted, matrix, table, to_json
 from quench.keys_command import keys
@@ -22,7 +25,7 @@ from quench.lab.gpus import PROFILES
 from quench.lab.systems import SYSTEMS
 from quench.plan import load_inventory, make_plan
 from quench.preflight import offline_problems
-from quench.problems import Refused
+from quench.problems import Problem, Refused
 from quench.reference import write_reference
 from quench.render import write_tree
 from quench.rollout import Options, Progress
@@ -193,17 +196,7 @@ def rollout(
     Ends with 0: all nodes are done; 1: halted, and the reason says what became of the node; 130: Ctrl-C.
     """
 
-    def say(progress: Progress) -> None:
-        step = progress.step
-        text = f"[{progress.number}/{progress.total}] {progress.node}  {step.name}  {step.seconds:.1f} s"
-        if step.detail:
-            text += f"  {step.detail}"
-        click.secho(text, fg=None if step.ok else "red", err=as_json)
-
-    # What ends a job of CI is to leave things in order as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # gevent would print a KeyboardInterrupt before it hands it on.
-    gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)
+    _end_in_order()
     try:
         work = prepare(
             inventory,
@@ -215,12 +208,12 @@ def rollout(
             prompts=prompts,
             host_checks=host_checks,
             name=name,
-            say=say,
+            say=lambda progress: _say(progress, err=as_json),
         )
         result = work.run(take_over=take_over)
     except Refused as refused:
         if as_json:
-            click.echo(json.dumps({"outcome": "refused", "reasons": [str(one) for one in refused.problems]}, indent=2))
+            _say_refused(refused)
         raise
     if as_json:
         click.echo(json.dumps(summary(result), indent=2))
@@ -231,6 +224,114 @@ def rollout(
         skipped = len(result.nodes) - len(done)
         more = f", {skipped} skipped" if skipped else ""
         click.secho(f"{counted(len(done), 'node')} done{more}, {result.seconds:.0f} s", fg="green")
+    raise SystemExit(result.code)
+
+
+def _say(progress: Progress, *, err: bool) -> None:
+    step = progress.step
+    text = f"[{progress.number}/{progress.total}] {progress.node}  {step.name}  {step.seconds:.1f} s"
+    if step.detail:
+        text += f"  {step.detail}"
+    click.secho(text, fg=None if step.ok else "red", err=err)
+
+
+def _say_refused(refused: Refused) -> None:
+    click.echo(json.dumps({"outcome": "refused", "reasons": [str(one) for one in refused.problems]}, indent=2))
+
+
+def _terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _end_in_order() -> None:
+    # What ends a job of CI is to leave things in order as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # gevent would print a KeyboardInterrupt before it hands it on.
+    gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)
+
+
+@main.command()
+@_inventory
+@click.argument("node")
+@click.option("--group-data", multiple=True, type=click.Path(exists=True), help="As pyinfra's own. May be repeated.")
+@click.option(
+    "--drain-seconds", default=660, show_default=True, type=click.IntRange(0), help="Longest wait for open answers."
+)
+@click.option("--last", is_flag=True, help="Though nobody is left to answer for a model.")
+@click.option("--unreachable", is_flag=True, help="It is dead: tell the balancers alone. Nothing on it is wiped.")
+@click.option("--yes", is_flag=True, help="Do not ask for the node's name.")
+@click.option("--name", help="Under which the fleet's rollouts are kept. Unset: the inventory's file name.")
+@click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
+def decommission(
+    inventory: str,
+    node: str,
+    group_data: tuple[str, ...],
+    drain_seconds: int,
+    last: bool,
+    unreachable: bool,
+    yes: bool,
+    name: str | None,
+    take_over: str,
+    as_json: bool,
+) -> None:
+    """Take a node out of its fleet for good, and wipe its secrets, models and caches.
+
+    \b
+    Example: quench decommission inventories/prod.py node3
+             quench decommission inventories/prod.py node3 --unreachable --yes
+
+    The balancers stop sending it requests; those that it has come to their end; it is in maintenance at all
+    balancers. On the node, the services that Quench runs stop for good, but for the way in, the firewall and the
+    hardening. Private keys, keyrings, tokens, copies of them, model weights and caches are removed, and it is
+    verified that nothing of them is left. Logs stay: they are records.
+
+    This cannot be undone: it shows what will go, and asks for the node's name. Ctrl-C brings the node back until
+    the wipe begins; from then on, run the same command again, as after every failure. It does what is missing.
+
+    \b
+    Afterwards take the node out of the inventory, and run deploys/balancer.py.
+    Ends with 0: all of it is done; 1: it is not, for a reason, or with --unreachable; 130: Ctrl-C.
+    """
+
+    def confirm(found: Sequence[Found]) -> bool:
+        for one in found:
+            click.echo(f"  {one.kind:9} {decommission_command.shown(one)}", err=True)
+        if yes:
+            return True
+        what = "leaves its fleet" if unreachable else "leaves its fleet, and loses all of this"
+        click.echo(f"{node} {what}. This cannot be undone.", err=True)
+        typed: str = click.prompt("Its name", err=True)
+        return typed == node
+
+    _end_in_order()
+    try:
+        if not yes and not _terminal():
+            what = "nobody is there to confirm this: standard input is no terminal"
+            raise Refused([Problem(node, "confirmation", what, "say --yes")])
+        work = decommission_command.prepare(
+            inventory,
+            node,
+            drain_seconds=drain_seconds,
+            last=last,
+            unreachable=unreachable,
+            group_data=group_data,
+            name=name,
+            say=lambda progress: _say(progress, err=as_json),
+            confirm=confirm,
+        )
+        result = work.run(take_over=take_over)
+    except Refused as refused:
+        if as_json:
+            _say_refused(refused)
+        raise
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=2))
+    else:
+        for number, line in enumerate(decommission_command.told(result)):
+            click.secho(line, fg=None if number else "green" if result.code == 0 else "red")
+    for reason in result.reasons:
+        click.secho(reason, fg="red", err=True)
     raise SystemExit(result.code)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 _SERVER = "2"
 _PASSED = ("L4OK", "L6OK", "L7OK", "L7OKC")
 
-State = Literal["drain", "ready"]
+State = Literal["drain", "maint", "ready"]
 
 
 @dataclass(frozen=True)

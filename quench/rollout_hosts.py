@@ -26,6 +26,7 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
 from quench import haproxy
+from quench.decommission import CACHES, MODELS, Certificate, Found, Leaving, parse
 from quench.facts import STATE_DIRECTORY
 from quench.files import CHECKOUT
 from quench.operations import remote_script, shell_script
@@ -164,7 +165,7 @@ class Hosts:
 
 
 class SshFleet:
-    """A fleet as its inventory describes it: see `quench.rollout.Fleet`.
+    """A fleet as its inventory describes it: see `quench.rollout.Fleet` and `quench.decommission.Site`.
 
     Args:
         change: command line that brings nodes to what the inventory says; `--limit NODE` for each is added.
@@ -188,7 +189,7 @@ class SshFleet:
             raise Failure(balancer, what, "see systemctl status haproxy there") from None
 
     def set_state(self, balancer: str, servers: Sequence[haproxy.Server], state: haproxy.State) -> None:
-        """Drain nodes, or let them have requests again."""
+        """Drain nodes, close them, or let them have requests again."""
         answer = [line for line in self._ask(balancer, haproxy.set_state(servers, state)) if line.strip()]
         if answer:
             what = f"HAProxy does not set {state}: {answer[0]}"
@@ -295,6 +296,20 @@ class SshFleet:
             words = [*self._checks, f"--hosts=ssh://{node}", f"--ssh-config={config}", "--sudo"]
             self._run("host checks", words, [node])
 
+    def remains(self, node: Leaving) -> tuple[list[Found], list[Certificate]]:
+        """What is there that a node that leaves may not keep, and its certificates."""
+        command = _script("decommission.sh", "ask", *_leaving(node))
+        try:
+            return parse(self._hosts.root(node.name, command, seconds=_ANSWER))
+        except ValueError as error:
+            raise Failure(node.name, f"gives no account of what it has: {error}", "log in and look") from None
+
+    def wipe(self, node: Leaving) -> list[str]:
+        """Stop its services and take that away."""
+        command = remote_script("decommission.sh", "wipe", *_leaving(node))
+        lines = self._hosts.root(node.name, command, seconds=_WORK)
+        return [line.partition(" ")[2] for line in lines if line.startswith("trimmed ")]
+
     def note(self, node: str, text: str) -> None:
         """Write a line into the node's journal."""
         self._hosts.root(node, f"logger --tag quench {shlex.quote(text)}")
@@ -375,6 +390,10 @@ def check_command() -> list[str]:
 def natural(name: str) -> list[tuple[int, str]]:
     """A key by which node2 comes before node10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _leaving(node: Leaving) -> tuple[str, ...]:
+    return (STATE_DIRECTORY, " ".join(node.roles), " ".join(node.units), MODELS, *CACHES)
 
 
 def _script(name: str, *arguments: str) -> str:
