@@ -244,10 +244,20 @@ def _terminal() -> bool:
 
 
 def _end_in_order() -> None:
-    # What ends a job of CI is to leave things in order as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # gevent would print a KeyboardInterrupt before it hands it on.
-    gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)
+    """Ctrl-C, and what ends a job of CI, are for the command itself, which then leaves things in order.
+
+    Python raises KeyboardInterrupt wherever it happens to be. In a greenlet that reads a connection it would leave that
+    dead, and whoever asks the host next would wait for ever.
+    """
+    command = gevent.getcurrent()
+
+    def interrupt(*_: object) -> None:
+        if gevent.getcurrent() is command:
+            raise KeyboardInterrupt
+        gevent.get_hub().loop.run_callback(command.throw, KeyboardInterrupt)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 @main.command()

@@ -130,7 +130,9 @@ class UnitState:
     def settled(self) -> bool:
         """Running, or kept from running by a condition in the unit itself, such as no right to set a clock."""
         active = self.properties.get("ActiveState")
-        skipped = self.properties.get("ConditionResult") == "no" and active == "inactive"
+        # A unit that systemd has just read, since it was stopped and disabled, says `no` as well, and was never asked.
+        asked = self.properties.get("ConditionTimestampMonotonic", "0") != "0"
+        skipped = asked and self.properties.get("ConditionResult") == "no" and active == "inactive"
         return active == "active" or (skipped and bool(self.restarted))
 
 
@@ -142,7 +144,8 @@ class Units(FactBase[dict[str, UnitState]]):
         return (
             f"for unit in {' '.join(shlex.quote(unit) for unit in units)}; do "
             'echo "unit=$unit"; '
-            'systemctl show -p ActiveState,UnitFileState,NeedDaemonReload,ConditionResult "$unit"; '
+            "systemctl show -p ActiveState,UnitFileState,NeedDaemonReload,ConditionResult,ConditionTimestampMonotonic "
+            '"$unit"; '
             f'echo "restarted=$(cat "{STATE_DIRECTORY}/converged/$unit.restart" 2>/dev/null)"; '
             f'echo "reloaded=$(cat "{STATE_DIRECTORY}/converged/$unit.reload" 2>/dev/null)"; done'
         )

@@ -246,11 +246,14 @@ class SshFleet:
 
     def units(self, node: str) -> list[tuple[str, str]]:
         """Units of Quench that are not active, each with its state."""
-        # One that a condition of its own keeps from running is as it should be.
+        # One that a condition of its own keeps from running is as it should be. Before systemd has asked that condition,
+        # it says `no` as well.
         command = (
             f"ls {STATE_DIRECTORY}/converged | sed -n 's/\\.restart$//p' | while IFS= read -r unit; do "
             'state=$(systemctl is-active "$unit"); [ "$state" != active ] || continue; '
-            '[ "$state $(systemctl show -p ConditionResult --value "$unit")" = "inactive no" ] || echo "$unit $state"; '
+            'show() { systemctl show -p "$1" --value "$unit"; }; '
+            '[ "$state $(show ConditionResult)" = "inactive no" ] && [ "$(show ConditionTimestampMonotonic)" != 0 ] || '
+            'echo "$unit $state"; '
             "done"
         )
         rows = [line.split(" ", 1) for line in self._hosts.root(node, command)]

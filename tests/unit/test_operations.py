@@ -268,6 +268,7 @@ def settled(service):
         "UnitFileState": "enabled",
         "NeedDaemonReload": "no",
         "ConditionResult": "yes",
+        "ConditionTimestampMonotonic": "4711",
         "restarted": hashes["restart"],
         "reloaded": hashes["reload"],
     }
@@ -349,6 +350,8 @@ def test_a_unit_that_a_condition_keeps_from_running_is_settled_once_it_was_tried
     assert service(answers(settled | skipped)) == []
     assert service(answers(settled | skipped | {"restarted": ""})) != []
     assert service(answers(settled | skipped | {"ConditionResult": "yes"})) != []
+    # Stopped and disabled by somebody: systemd has forgotten it, and read it anew.
+    assert service(answers(settled | skipped | {"ConditionTimestampMonotonic": "0"})) != []
 
 
 def test_a_unit_that_was_disabled_is_enabled_without_a_restart(service, settled):
