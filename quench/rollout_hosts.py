@@ -246,8 +246,8 @@ class SshFleet:
 
     def units(self, node: str) -> list[tuple[str, str]]:
         """Units of Quench that are not active, each with its state."""
-        # One that a condition of its own keeps from running is as it should be. Before systemd has asked that condition,
-        # it says `no` as well.
+        # One that a condition of its own keeps from running is as it should be. Before systemd has asked it, the
+        # condition says `no` as well.
         command = (
             f"ls {STATE_DIRECTORY}/converged | sed -n 's/\\.restart$//p' | while IFS= read -r unit; do "
             'state=$(systemctl is-active "$unit"); [ "$state" != active ] || continue; '
