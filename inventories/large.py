@@ -7,8 +7,8 @@
     quench check inventories/large.py deploys/site.py
     quench flows inventories/large.py deploys/site.py     # who may call whom, over all zones
 
-The groups `chat`, `code` and `search` are for --limit: `quench rollout inventories/large.py --limit code`. What all hosts
-have in common stands in group_data/; example.py has a node with NVIDIA's parts.
+The groups `chat`, `code` and `search` are for --limit: `quench rollout inventories/large.py --limit code`. What all
+hosts have in common stands in group_data/; example.py has a node with NVIDIA's parts.
 """
 
 import os
