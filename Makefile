@@ -34,7 +34,7 @@ check: $(READY) ## Lint, types, contracts, unit, golden, plan, meta: no network,
 	@ruff format --check .
 	@mypy
 	@lint-imports --no-logo --config pyproject.toml >/dev/null || lint-imports --no-logo --config pyproject.toml
-	@pytest -q -n 2 tests/unit tests/golden tests/plan tests/meta
+	@pytest -q tests/unit tests/golden tests/plan tests/meta
 
 test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools

@@ -34,6 +34,7 @@ from quench.problems import Problem, Refused
 from quench.rollout import Failure, Kept
 from quench.rollout_record import Claim
 from quench.settings import Model
+from quench.transport import connect_once
 
 BALANCERS = "balancers"
 NODES = "inference"
@@ -126,8 +127,13 @@ class Hosts:
         """What the inventory says of a host."""
         return dict(self._host(name).data.dict())
 
-    def root(self, name: str, command: str, *, stdin: str | None = None, seconds: int = _PATIENCE) -> list[str]:
+    def root(
+        self, name: str, command: str, *, stdin: str | None = None, seconds: int = _PATIENCE, patient: bool = True
+    ) -> list[str]:
         """Run a command as root. Its output, line by line.
+
+        Args:
+            patient: try to connect as often as the inventory says, and not once.
 
         Raises:
             Failure: if it does not succeed, with the last line of its complaints, or if the host does not answer.
@@ -136,13 +142,17 @@ class Hosts:
         host = self._host(name)
         # All that a rollout asks for can be asked for twice. A connection may have been cut since it was last used.
         for attempt in (1, 2):
+            known = host.connected
             try:
-                host.connect(raise_exceptions=True, show_errors=False)
+                if patient:
+                    host.connect(raise_exceptions=True, show_errors=False)
+                else:
+                    connect_once(host)
                 arguments = {} if stdin is None else {"_stdin": stdin}
                 done, output = host.run_shell_command(words, _timeout=seconds, **arguments)
             except Exception as error:  # whatever keeps the controller out
                 self._disconnect(host)
-                if attempt == 2:
+                if attempt == 2 or not known:
                     what = f"does not answer: {error or type(error).__name__}"
                     raise Failure(name, what, "look at it, and at the way to it") from None
                 continue
@@ -315,7 +325,7 @@ class SshFleet:
 
     def note(self, node: str, text: str) -> None:
         """Write a line into the node's journal."""
-        self._hosts.root(node, f"logger --tag quench {shlex.quote(text)}")
+        self._hosts.root(node, f"logger --tag quench {shlex.quote(text)}", patient=False)
 
     def _ask(self, balancer: str, command: str) -> list[str]:
         return self._hosts.root(balancer, f"echo {shlex.quote(command)} | socat -t 5 - {_SOCKET}")

@@ -188,8 +188,9 @@ def wait_for(process: subprocess.Popen[str], *words: str) -> None:
 def ended(process: subprocess.Popen[str]) -> Run:
     """A rollout that has come to its end, with what it has not said yet."""
     assert process.stdout is not None and process.stderr is not None
-    err, out = process.stderr.read(), process.stdout.read()
-    return Run(process.wait(), out, err)
+    with process:
+        err, out = process.stderr.read(), process.stdout.read()
+    return Run(process.returncode, out, err)
 
 
 def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fleet, tmp_path: Path) -> None:

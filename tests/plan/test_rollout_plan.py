@@ -116,7 +116,8 @@ def test_balancers_that_do_not_answer_are_refused_in_one_line(fleet, tmp_path: P
     path = tmp_path / "gone.py"
     # Nothing listens at this port, and nothing is asked beyond this machine.
     text = _FLEET.format(changes={}).replace(
-        '("lb1.example.org", {})', '("lb1.example.org", {"ssh_hostname": "127.0.0.1", "ssh_port": 1})'
+        '("lb1.example.org", {})',
+        '("lb1.example.org", {"ssh_hostname": "127.0.0.1", "ssh_port": 1, "ssh_connect_retries": 0})',
     )
     path.write_text(text)
     done = CliRunner().invoke(main, ["rollout", str(path), "--group-data", "inventories/group_data"])

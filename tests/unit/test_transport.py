@@ -39,6 +39,18 @@ def test_small_packets_go_at_once(ends):
     assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
+def test_a_host_that_says_nothing_is_given_up_within_a_minute(ends):
+    near, _ = ends
+    without_delay(near)
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    silence, again, times = (
+        near.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert silence + again * times <= 60
+    assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+
+
 def test_a_host_that_goes_away_is_an_error_that_pyinfra_reports(ends):
     near, far = ends
     server = paramiko.Transport(far)
