@@ -14,8 +14,8 @@ from tests.bench_fleet.fleet import LAB, Fleet, wait_until_up
 from tests.lab.support import CHECKOUT, MODEL, environment
 from tests.load import Summary, running
 
-# The stand-in engine says 50 words a second: streams of 20 s. They and the plain requests are sent all the time.
-STREAMS, WORDS, PLAIN, PLAIN_RATE = 12, 1000, 16, 20.0
+# The stand-in engine says 50 words a second: streams of 60 s. They and the plain requests are sent all the time.
+STREAMS, WORDS, PLAIN, PLAIN_RATE = 12, 3000, 16, 20.0
 UNIT = f"vllm@{MODEL}.service"
 
 
