@@ -38,7 +38,7 @@ check: $(READY) ## Lint, types, contracts, unit, golden, plan, meta: no network,
 
 test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools
-	@pytest -q -n 2 --dist loadgroup tests/lab
+	@pytest -q tests/lab
 	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all
 
 test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults

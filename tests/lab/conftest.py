@@ -23,19 +23,6 @@ from support import STOCK, Node, run_pyinfra
 CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
 
 
-# Modules that share the name of a lab, or whose labs have so many hosts that two of them at a time would take more
-# inotify instances than the kernel has.
-_LARGE = ("test_nvidia_", "test_interrupted")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` tests that share a lab stay together, one after the other."""
-    for item in items:
-        name, fixtures = item.path.stem, set(getattr(item, "fixturenames", ()))
-        shared = next((lab for lab in ("bare_real", "bare_stand_in", "fleet") if lab in fixtures), name)
-        item.add_marker(pytest.mark.xdist_group("large" if name.startswith(_LARGE) else shared))
-
-
 def fresh(name: str, **options: object) -> Iterator[Node]:
     """A lab that has never been touched. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
     keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
