@@ -104,6 +104,7 @@ def up_hosts(name: str, wanted: Sequence[HostSpec], *, engine: str) -> Lab:
         lab = replace(lab, hosts=sorted([*kept, *hosts], key=lambda host: host.name))
         lab.save()
         # The bridge, whose address the mirror takes, is there once a host is on it.
+        _keep_bridge_address(machine, lab)
         mirror.start(lab, house, nvidia)
         for host in hosts:
             _bootstrap(machine, lab, host)
@@ -266,6 +267,16 @@ def host_data(lab: Lab, host: LabHost) -> dict[str, object]:
         "private_key": f"file:{lab.folder / 'ca' / f'{host.address}.key'}",
         "api_key_sha256": hashlib.sha256(key.encode()).hexdigest(),
     }
+
+
+def _keep_bridge_address(machine: Machine, lab: Lab) -> None:
+    """A bridge has the lowest hardware address of its ports, unless one was set: another as hosts come and go.
+
+    Those that stay would call the former one for a while.
+    """
+    bridge = podman(machine, "network", "inspect", "--format={{.NetworkInterface}}", _network_name(lab))
+    address = (Path("/sys/class/net") / bridge / "address").read_text().strip()
+    run("ip", "link", "set", "dev", bridge, "address", address)
 
 
 def _network(machine: Machine, lab: Lab) -> None:
