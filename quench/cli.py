@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-import gevent
 from pyinfra.api.exceptions import PyinfraError
 
 from quench import ca, decommission_command, flow_picture
 from quench.decommission import Found
 from quench.files import CHECKOUT
 from quench.flows import counted, matrix, table, to_json
+from quench.interrupt import at_once, end_in_order
 from quench.keys_command import keys
 from quench.lab import fleet
 from quench.lab import state as lab_state
@@ -28,8 +27,9 @@ from quench.preflight import offline_problems
 from quench.problems import Problem, Refused
 from quench.reference import write_reference
 from quench.render import write_tree
-from quench.rollout import Options, Progress
+from quench.rollout import Options
 from quench.rollout_command import prepare, summary
+from quench.rollout_fleet import Progress
 
 
 class _Group(click.Group):
@@ -196,7 +196,7 @@ def rollout(
     Ends with 0: all nodes are done; 1: halted, and the reason says what became of the node; 130: Ctrl-C.
     """
 
-    _end_in_order()
+    end_in_order()
     try:
         work = prepare(
             inventory,
@@ -241,23 +241,6 @@ def _say_refused(refused: Refused) -> None:
 
 def _terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def _end_in_order() -> None:
-    """Ctrl-C, and what ends a job of CI, are for the command itself, which then leaves things in order.
-
-    Python raises KeyboardInterrupt wherever it happens to be. In a greenlet that reads a connection it would leave that
-    dead, and whoever asks the host next would wait for ever.
-    """
-    command = gevent.getcurrent()
-
-    def interrupt(*_: object) -> None:
-        if gevent.getcurrent() is command:
-            raise KeyboardInterrupt
-        gevent.get_hub().loop.run_callback(command.throw, KeyboardInterrupt)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
 
 
 @main.command()
@@ -311,10 +294,11 @@ def decommission(
             return True
         what = "leaves its fleet" if unreachable else "leaves its fleet, and loses all of this"
         click.echo(f"{node} {what}. This cannot be undone.", err=True)
-        typed: str = click.prompt("Its name", err=True)
+        with at_once():
+            typed: str = click.prompt("Its name", err=True)
         return typed == node
 
-    _end_in_order()
+    end_in_order()
     try:
         if not yes and not _terminal():
             what = "nobody is there to confirm this: standard input is no terminal"

@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import gevent
 from cryptography import x509
 
 from quench.haproxy import Server
 from quench.problems import Problem, Refused
-from quench.rollout import INTERRUPTED, Balancers, Failure, Fleet, LockLost, Progress, Step, cut_off, entry, timed
+from quench.rollout_fleet import INTERRUPTED, Balancers, Failure, Fleet, LockLost, Progress, Step, cut_off, entry, timed
 from quench.rollout_record import Claim, Record
 
 # Where the engines have their weights, and all that they write.
@@ -179,7 +180,7 @@ class Decommission:
         say: Callable[[Progress], None],
         confirm: Callable[[Sequence[Found]], bool],
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = gevent.sleep,
     ) -> None:
         self._fleet, self._record, self._claim, self._node, self._options = fleet, record, claim, node, options
         self._say, self._confirm, self._clock = say, confirm, clock

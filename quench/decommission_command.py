@@ -14,8 +14,8 @@ from quench.files import CHECKOUT
 from quench.plan import load_inventory, make_plan
 from quench.preflight import offline_problems
 from quench.problems import Problem, Refused
-from quench.rollout import Progress
 from quench.rollout_command import claimed, fleet_hosts, fleet_record
+from quench.rollout_fleet import Progress
 from quench.rollout_hosts import BALANCERS, NODES, SshFleet
 from quench.secrets import SCHEMES
 

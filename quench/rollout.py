@@ -7,41 +7,31 @@ fails after the change brings the former release back. What hosts are asked, and
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-from typing_extensions import override
+import gevent
 
-from quench.haproxy import Server, State
+from quench.haproxy import Server
 from quench.problems import Problem, Refused
+from quench.rollout_fleet import (
+    INTERRUPTED,
+    POLL,
+    Balancers,
+    Failure,
+    Fleet,
+    LockLost,
+    Progress,
+    Step,
+    cut_off,
+    entry,
+    timed,
+)
 from quench.rollout_record import Claim, Record
 
-# What is said of a step that Ctrl-C has ended: nobody waits for a journal then.
-INTERRUPTED = "interrupted"
-# Seconds between two questions of the same kind.
-_POLL = 1.0
 # Seconds for other nodes to be up before a node is drained: one that has just come back may have to settle.
 _ROOM = 30.0
-
-
-class Failure(Exception):
-    """A step that did not succeed. `what` never holds the value of a secret."""
-
-    def __init__(self, host: str, what: str, remedy: str) -> None:
-        super().__init__(host, what, remedy)
-        self.host, self.what, self.remedy = host, what, remedy
-        self.step = "rollout"
-
-    @override
-    def __str__(self) -> str:
-        return str(Problem(self.host, self.step, self.what, self.remedy))
-
-
-class LockLost(Failure):
-    """Somebody else has taken the rollout over: nothing more is touched."""
 
 
 @dataclass(frozen=True)
@@ -53,90 +43,12 @@ class NodePlan:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The release that is kept on a node.
-
-    Args:
-        plan: the hash under which a rollout brought it; empty if none did.
-        models: those that it served.
-        fresh: kept now; else by a rollout before, which did not come to its end on this node.
-    """
-
-    plan: str
-    models: tuple[str, ...]
-    fresh: bool
-
-
-class Fleet(Protocol):
-    """What a rollout asks of hosts. Every method raises Failure if the host, or what is asked, says no."""
-
-    @property
-    def balancers(self) -> Sequence[str]:
-        """Names of the balancers."""
-
-    def servers(self, balancer: str) -> list[Server]:
-        """All nodes in all pools."""
-
-    def set_state(self, balancer: str, servers: Sequence[Server], state: State) -> None:
-        """Drain nodes, close them, or let them have requests again."""
-
-    def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
-        """Take the lock, from the rollout `take_over` if need be. Who has it, if that is somebody else."""
-
-    def unlock(self, balancer: str, claim: Claim) -> None:
-        """Give the lock back, if it is one's own."""
-
-    def marked(self, balancer: str) -> list[str]:
-        """Nodes that rollouts have drained, and not brought back."""
-
-    def mark(self, balancer: str, nodes: Collection[str]) -> None:
-        """Write down which these are."""
-
-    def keep(self, node: str, models: Collection[str]) -> Kept:
-        """Keep the release that a node has, with the models that it serves, unless one is kept for it already."""
-
-    def change(self, nodes: Sequence[str]) -> None:
-        """Bring nodes to what the inventory says."""
-
-    def restore(self, node: str) -> None:
-        """Bring the release back that is kept."""
-
-    def let_go(self, node: str, plan: str) -> None:
-        """A node is through: the next rollout may keep its release anew. `plan` is the hash of what it has now."""
-
-    def units(self, node: str) -> list[tuple[str, str]]:
-        """Units of Quench that are not active, each with its state."""
-
-    def completion(self, balancer: str, node: Server, model: str) -> None:
-        """Have a model complete something, directly at the node, by the way that requests take."""
-
-    def prompts(self, balancer: str, node: Server, models: Collection[str]) -> None:
-        """Have the models answer the operator's prompts as they should."""
-
-    def host_checks(self, node: str) -> None:
-        """Run the checks of hosts, if the operator wants them."""
-
-    def note(self, node: str, text: str) -> None:
-        """Write a line into the node's journal."""
-
-
-@dataclass(frozen=True)
 class Options:
     """How a rollout goes. Times are in seconds."""
 
     batch: int = 1
     drain_seconds: float = 660
     ready_seconds: float = 300
-
-
-@dataclass
-class Step:
-    """A step of a node: `detail` says what there is to say of it, or why it failed."""
-
-    name: str
-    seconds: float
-    ok: bool
-    detail: str = ""
 
 
 @dataclass
@@ -172,162 +84,8 @@ class Result:
         return {"done": 0, "halted": 1, "interrupted": 130}[self.outcome]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """A step that is over, for people: node `number` of `total`."""
-
-    number: int
-    total: int
-    node: str
-    step: Step
-
-
 class _Halt(Exception):
     """The rollout ends here; everything that can be undone has been."""
-
-
-class Balancers:
-    """All balancers of a fleet as one, for whoever has their lock.
-
-    Args:
-        claim: whose the lock is to be.
-        clock, sleep: of seconds.
-    """
-
-    def __init__(
-        self, fleet: Fleet, claim: Claim, *, clock: Callable[[], float], sleep: Callable[[float], None]
-    ) -> None:
-        self._fleet, self._claim, self._clock, self._sleep = fleet, claim, clock, sleep
-
-    def lock(self, take_over: str) -> None:
-        """Take the lock at each of them, or at none.
-
-        Raises:
-            Refused: with who has it, or which of them does not answer.
-        """
-        taken, problems = [], []
-        for balancer in self._fleet.balancers:
-            try:
-                holder = self._fleet.lock(balancer, self._claim, take_over)
-            except Failure as failure:
-                problems.append(Problem(failure.host, "lock", failure.what, failure.remedy))
-                continue
-            if holder is None:
-                taken.append(balancer)
-            else:
-                remedy = f"wait until it is through; if it is dead: --take-over {holder.id}"
-                problems.append(Problem(balancer, "lock", f"{holder} holds it", remedy))
-        if problems:
-            self.unlock(taken)
-            raise Refused(problems)
-
-    def unlock(self, balancers: Sequence[str] | None = None) -> list[str]:
-        """Give the lock back. Where that does not work, a line each."""
-        said = []
-        for balancer in self._fleet.balancers if balancers is None else balancers:
-            try:
-                self._fleet.unlock(balancer, self._claim)
-            except Failure as failure:
-                said.append(f"{balancer}: the lock stays: {failure.what}; --take-over {self._claim.id}")
-        return said
-
-    def hold(self, *, patient: bool = False) -> None:
-        """See that the lock is still one's own. patient: a balancer may be silent."""
-        for balancer in self._fleet.balancers:
-            try:
-                holder = self._fleet.lock(balancer, self._claim, "")
-            except Failure:
-                if not patient:
-                    raise
-                continue
-            if holder is not None:
-                raise LockLost(balancer, f"{holder} has taken this rollout over", "leave the rest to it")
-
-    def set_state(
-        self, nodes: Collection[str], state: State, which: Callable[[str, Server], bool] = lambda balancer, server: True
-    ) -> None:
-        """Give nodes a state at every balancer, be one of them silent.
-
-        Args:
-            which: only where this holds, of a balancer and what it has of a node.
-
-        Raises:
-            Failure: the first, when all have been told.
-        """
-        failures = []
-        for balancer in self._fleet.balancers:
-            try:
-                found = [server for server in self._fleet.servers(balancer) if server.name in nodes]
-                if chosen := [server for server in found if which(balancer, server)]:
-                    self._fleet.set_state(balancer, chosen, state)
-            except Failure as failure:
-                failures.append(failure)
-        if failures:
-            raise failures[0]
-
-    def wait(self, nodes: Sequence[str], seconds: float) -> Counter[str]:
-        """Wait until nothing is in flight. How many requests of each node still are when the time is over."""
-        deadline = self._clock() + seconds
-        while True:
-            places = [server for node in nodes for _, server in self.places(node)]
-            busy = [server for server in places if server.in_flight or server.waiting]
-            if not busy or self._clock() >= deadline:
-                break
-            self._sleep(_POLL)
-        left = Counter[str]()
-        for server in busy:
-            left[server.name] += server.in_flight + server.waiting
-        return left
-
-    def places(self, node: str) -> Iterator[tuple[str, Server]]:
-        """Each balancer, with what it has of a node.
-
-        Raises:
-            Failure: if one of them does not know it.
-        """
-        for balancer in self._fleet.balancers:
-            found = [server for server in self._fleet.servers(balancer) if server.name == node]
-            if not found:
-                raise Failure(node, f"{balancer} has it in no pool any more", "look at the balancer's configuration")
-            yield from ((balancer, server) for server in found)
-
-
-@contextmanager
-def timed(name: str, clock: Callable[[], float], over: Callable[[Step], None]) -> Iterator[Step]:
-    """A step, of which is told when it is over, be it that it failed or was interrupted."""
-    start = clock()
-    step = Step(name, 0, ok=True)
-    try:
-        yield step
-    except (Failure, KeyboardInterrupt) as end:
-        step.seconds, step.ok, step.detail = clock() - start, False, INTERRUPTED
-        if isinstance(end, Failure):
-            end.step, step.detail = name, end.what
-        over(step)
-        raise
-    step.seconds = clock() - start
-    over(step)
-
-
-def cut_off(requests: int, seconds: float) -> str:
-    """What is said of requests that did not come to their end in time."""
-    which = "1 request is" if requests == 1 else f"{requests} requests are"
-    return f"{which} still in flight after {seconds:.0f} s, and will be cut"
-
-
-def entry(claim: Claim, node: str, step: Step) -> dict[str, Any]:
-    """A step as a line of the history: who did it, when, with which outcome."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "rollout": claim.id,
-        "who": claim.who,
-        "source": claim.source,
-        "node": node,
-        "step": step.name,
-        "outcome": "ok" if step.ok else "failed",
-        "seconds": step.seconds,
-        "detail": step.detail,
-    }
 
 
 class Rollout:
@@ -349,7 +107,7 @@ class Rollout:
         *,
         say: Callable[[Progress], None],
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = gevent.sleep,
     ) -> None:
         self._fleet, self._record, self._plans, self._claim, self._options = fleet, record, plans, claim, options
         self._say, self._clock, self._sleep = say, clock, sleep
@@ -529,7 +287,7 @@ class Rollout:
             if self._clock() >= deadline:
                 what, remedy = amiss[0]
                 raise Failure(node, f"{what}, {self._options.ready_seconds:.0f} s later", remedy)
-            self._sleep(_POLL)
+            self._sleep(POLL)
         # From every balancer, since each has a way of its own to the node.
         for balancer in self._fleet.balancers:
             server = next(place for name, place in self._balancers.places(node) if name == balancer)
@@ -564,7 +322,7 @@ class Rollout:
                 balancer, server = down[0]
                 what = f"{balancer} still has it as {server} in {server.pool} after {self._options.ready_seconds:.0f} s"
                 raise Failure(node, what, "see the health check of the balancer")
-            self._sleep(_POLL)
+            self._sleep(POLL)
 
     # Undoing
 
@@ -641,7 +399,7 @@ class Rollout:
                 return
             if self._clock() >= deadline:
                 raise short[0]
-            self._sleep(_POLL)
+            self._sleep(POLL)
 
     def _short(self, batch: Sequence[str]) -> Iterator[Failure]:
         for balancer in self._fleet.balancers:

@@ -18,7 +18,8 @@ from quench.plan import HostPlan, load_inventory, make_plan
 from quench.preflight import offline_problems
 from quench.problems import Problem, Refused
 from quench.render import manifest
-from quench.rollout import NodePlan, Options, Progress, Result, Rollout
+from quench.rollout import NodePlan, Options, Result, Rollout
+from quench.rollout_fleet import Progress
 from quench.rollout_hosts import (
     BALANCERS,
     NODES,

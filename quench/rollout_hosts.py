@@ -31,7 +31,7 @@ from quench.facts import STATE_DIRECTORY
 from quench.files import CHECKOUT
 from quench.operations import remote_script, shell_script
 from quench.problems import Problem, Refused
-from quench.rollout import Failure, Kept
+from quench.rollout_fleet import Failure, Kept
 from quench.rollout_record import Claim
 from quench.settings import Model
 from quench.transport import connect_once
@@ -175,7 +175,7 @@ class Hosts:
 
 
 class SshFleet:
-    """A fleet as its inventory describes it: see `quench.rollout.Fleet` and `quench.decommission.Site`.
+    """A fleet as its inventory describes it: see `quench.rollout_fleet.Fleet` and `quench.decommission.Site`.
 
     Args:
         change: command line that brings nodes to what the inventory says; `--limit NODE` for each is added.

@@ -35,7 +35,7 @@ class _Transport(Transport):
 _OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 
 
-def without_delay(sock: Any, **options: Any) -> Transport:
+def tuned(sock: Any, **options: Any) -> Transport:
     """A paramiko transport that sends small packets at once, and that notices within a minute if its host is gone.
 
     paramiko leaves Nagle's algorithm on, which meets the peer's delayed acknowledgement: each remote
@@ -55,16 +55,13 @@ def connect_once(host: Host) -> None:
     Raises:
         Exception: whatever keeps the controller out.
     """
-    data = getattr(getattr(host, "connector", None), "data", None)
-    retries = None if data is None else data.get("ssh_connect_retries")
+    data = getattr(getattr(host, "connector", None), "data", None) or {}
+    retries, data["ssh_connect_retries"] = data.get("ssh_connect_retries", 0), 0
     try:
-        if data is not None:
-            data["ssh_connect_retries"] = 0
         host.connect(raise_exceptions=True, show_errors=False)
     finally:
-        if data is not None:
-            data["ssh_connect_retries"] = retries
+        data["ssh_connect_retries"] = retries
 
 
 # For `ssh_paramiko_connect_kwargs`, pyinfra's own key for arguments of paramiko's connect.
-CONNECT_KWARGS = {"transport_factory": without_delay}
+CONNECT_KWARGS = {"transport_factory": tuned}

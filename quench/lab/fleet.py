@@ -138,11 +138,16 @@ def down(name: str) -> None:
     machine = machines.detect()
     machines.prepare(machine)
     with step(f"taking the lab {name} down"):
-        containers = podman(machine, "ps", "--all", "--quiet", f"--filter=label=quench-lab={name}")
-        if containers:
-            podman(machine, "rm", "--force", "--time=2", *containers.split())
+        # podman 4.3 learns only by the first try that a host was killed together with what watched it.
+        for check in (False, True):
+            if containers := podman(machine, "ps", "--all", "--quiet", f"--filter=label=quench-lab={name}"):
+                podman(machine, "rm", "--force", "--time=2", *containers.split(), check=check)
         mirror.stop(lab)
+        bridge = _bridge(machine, lab)
         podman(machine, "network", "rm", "--force", _network_name(lab), check=False)
+        # podman leaves it behind if the hosts were killed, as by a reboot of this machine or the end of a job.
+        if bridge and (Path("/sys/class/net") / bridge).exists():
+            run("ip", "link", "delete", "dev", bridge)
         shutil.rmtree(lab.folder)
     if not labs():
         machines.release(machine)
@@ -274,9 +279,14 @@ def _keep_bridge_address(machine: Machine, lab: Lab) -> None:
 
     Those that stay would call the former one for a while.
     """
-    bridge = podman(machine, "network", "inspect", "--format={{.NetworkInterface}}", _network_name(lab))
+    bridge = _bridge(machine, lab)
     address = (Path("/sys/class/net") / bridge / "address").read_text().strip()
     run("ip", "link", "set", "dev", bridge, "address", address)
+
+
+def _bridge(machine: Machine, lab: Lab) -> str:
+    """The bridge of the lab's network on this machine; empty if there is no such network."""
+    return podman(machine, "network", "inspect", "--format={{.NetworkInterface}}", _network_name(lab), check=False)
 
 
 def _network(machine: Machine, lab: Lab) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,12 @@ from gpus import hosts_of
 from support import BALANCER_DEPLOY, DEPLOY, STOCK, Node, Run, run_pyinfra, write_inventory
 
 from quench.lab.state import HostSpec
+from quench.rollout_command import state_folder
 from tests.load.load import Load, Tally
+
+# Under which rollouts and decommissions of the tests are remembered.
+NAME = "test-fleet"
+WORDS = 250  # 5 s of the stand-in
 
 BALANCERS = (
     HostSpec("lb1", "debian-12", zone="dmz", packages=STOCK),
@@ -52,6 +59,21 @@ def servers(balancer: Node) -> dict[str, dict[str, str]]:
     """The nodes of all pools as a balancer sees them, by name."""
     rows = csv.DictReader(ask(balancer, "show stat").removeprefix("# ").splitlines())
     return {row["svname"]: row for row in rows if row["pxname"].startswith("pool_") and row["svname"] != "BACKEND"}
+
+
+def all_up(fleet: Fleet) -> bool:
+    """Whether each balancer has all nodes up, now or soon."""
+    return wait(lambda: all(row["status"] == "UP" for lb in fleet.balancers for row in servers(lb).values()), 40)
+
+
+@contextmanager
+def forgotten(fleet: Fleet) -> Iterator[None]:
+    """What is done in here begins and ends with all nodes up, and nobody remembers it."""
+    assert all_up(fleet)
+    yield
+    for path in state_folder().glob(f"{NAME}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert all_up(fleet)
 
 
 def provision(fleet: Fleet, folder: Path, *options: str) -> list[Run]:

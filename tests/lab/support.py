@@ -11,6 +11,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ STOCK = (
 )  # fmt: skip
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+QUENCH = str(Path(sys.executable).with_name("quench"))
 DEPLOY = "deploys/inference.py"
 BALANCER_DEPLOY = "deploys/balancer.py"
 MODEL = "tiny-llama"
@@ -186,6 +189,49 @@ def run_pyinfra(
         text=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False,
     )  # fmt: skip
     return Run(done.returncode, done.stdout, done.stderr)
+
+
+def run_quench(node: Node, *words: str, timeout: float = 500) -> Run:
+    """A command of Quench, as a process of its own."""
+    done = subprocess.run(
+        [QUENCH, *words], cwd=CHECKOUT, env=environment(node), capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+    )  # fmt: skip
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+class Background:
+    """A command of Quench that goes on while a test does something else."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def wait_for(self, *words: str) -> None:
+        """Until it says that this step of this node is over."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if all(word in line for word in words):
+                return
+        raise AssertionError(f"it ended without {words}")
+
+    def end(self) -> Run:
+        """Wait for its end. With what it has not said yet."""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        err, out = self.process.stderr.read(), self.process.stdout.read()
+        return Run(self.process.wait(), out, err)
+
+
+@contextmanager
+def background(node: Node, *words: str) -> Iterator[Background]:
+    """Start it. Whatever becomes of the test, it does not run on."""
+    with subprocess.Popen(
+        [QUENCH, *words], cwd=CHECKOUT, env=environment(node), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield Background(process)
+        finally:
+            process.kill()
 
 
 def environment(node: Node) -> dict[str, str]:

@@ -4,36 +4,25 @@ provisioned anew. The engine is the stand-in; all else is real."""
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from fleets import Fleet, ask, key_of, lost, servers
-from support import CHECKOUT, MODEL, Node, Run, environment, lab_data, run_pyinfra, write_inventory
-from test_fleet_rollout import WORDS, all_up
+from fleets import NAME, WORDS, Fleet, all_up, ask, forgotten, key_of, lost, servers
+from support import MODEL, Node, Run, background, lab_data, run_pyinfra, run_quench, write_inventory
 
 from quench.facts import STATE_DIRECTORY
 from quench.operations import remote_script
-from quench.rollout_command import state_folder
 from tests.load.load import running
-
-# Under which these tests are remembered.
-NAME = "test-fleet"
 
 
 @pytest.fixture(autouse=True)
 def all_nodes_are_up(fleet: Fleet) -> Iterator[None]:
-    assert all_up(fleet)
-    yield
-    for path in state_folder().glob(f"{NAME}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert all_up(fleet)
+    with forgotten(fleet):
+        yield
 
 
 @pytest.fixture
@@ -44,19 +33,14 @@ def leaver(fleet: Fleet) -> Node:
 def command(fleet: Fleet, folder: Path, *options: str, **changes: Any) -> list[str]:
     """`quench decommission` of the third node, of which some data is changed."""
     folder.mkdir(parents=True, exist_ok=True)
-    inventory = write_inventory(folder, {**fleet.changes, "node3": changes})
     return [
-        str(Path(sys.executable).with_name("quench")), "decommission", inventory, "node3", "--group-data",
+        "decommission", write_inventory(folder, {**fleet.changes, "node3": changes}), "node3", "--group-data",
         "inventories/group_data", "--name", NAME, "--drain-seconds", "60", "--yes", "--json", *options,
     ]  # fmt: skip
 
 
 def decommission(fleet: Fleet, folder: Path, *options: str, **changes: Any) -> Run:
-    done = subprocess.run(
-        command(fleet, folder, *options, **changes), cwd=CHECKOUT, env=environment(fleet.nodes[0]), capture_output=True,
-        text=True, stdin=subprocess.DEVNULL, timeout=500, check=False,
-    )  # fmt: skip
-    return Run(done.returncode, done.stdout, done.stderr)
+    return run_quench(fleet.nodes[0], *command(fleet, folder, *options, **changes))
 
 
 def states(fleet: Fleet) -> list[str]:
@@ -85,19 +69,13 @@ def copies(node: Node) -> list[str]:
 def test_ctrl_c_while_it_drains_brings_the_node_back(fleet: Fleet, leaver: Node, tmp_path: Path) -> None:
     with running(fleet.load(key=key_of("demo"), streams=6, stream_words=WORDS, plain=2)) as tally:
         tally.wait(lambda tally: tally.flowing >= 6)
-        with subprocess.Popen(
-            command(fleet, tmp_path), cwd=CHECKOUT, env=environment(fleet.nodes[0]), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        ) as process:  # fmt: skip
-            assert process.stderr is not None
-            for line in process.stderr:
-                if "node3  drain" in line:
-                    break
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert json.loads(out)["reasons"] == ["interrupted; nothing was removed; node3 has its requests again"]
-    assert "Traceback" not in err
+        with background(leaver, *command(fleet, tmp_path)) as begun:
+            begun.wait_for("node3", "drain")
+            begun.process.send_signal(signal.SIGINT)
+            run = begun.end()
+    assert run.code == 130, run.err
+    assert json.loads(run.out)["reasons"] == ["interrupted; nothing was removed; node3 has its requests again"]
+    assert "Traceback" not in run.err
     assert lost(tally) == []
     assert leaver.root(f"systemctl is-active vllm@{MODEL}.service") == "active"
 

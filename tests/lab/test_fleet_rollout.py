@@ -6,11 +6,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +17,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from fleets import Fleet, key_of, lost, servers, wait
-from support import BALANCER_DEPLOY, CHECKOUT, MODEL, Run, environment, lab_data, run_pyinfra, write_inventory
+from fleets import NAME, WORDS, Fleet, forgotten, key_of, lost
+from support import BALANCER_DEPLOY, MODEL, Run, background, lab_data, run_pyinfra, run_quench, write_inventory
 
 from quench import ca
 from quench.lab import fleet as labs
-from quench.rollout_command import state_folder
 from tests.load.load import running
-
-# Under which the rollouts of this test are remembered.
-NAME = "test-fleet"
-WORDS = 250  # 5 s of the stand-in
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,15 +35,8 @@ def last_of_the_fleet(fleet: Fleet) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def all_nodes_are_up(fleet: Fleet) -> Iterator[None]:
-    assert all_up(fleet)
-    yield
-    for path in state_folder().glob(f"{NAME}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert all_up(fleet)
-
-
-def all_up(fleet: Fleet) -> bool:
-    return wait(lambda: all(row["status"] == "UP" for lb in fleet.balancers for row in servers(lb).values()), 40)
+    with forgotten(fleet):
+        yield
 
 
 def changed(fleet: Fleet, folder: Path, **changes: Any) -> str:
@@ -61,17 +47,13 @@ def changed(fleet: Fleet, folder: Path, **changes: Any) -> str:
 
 def command(inventory: str, *options: str) -> list[str]:
     return [
-        str(Path(sys.executable).with_name("quench")), "rollout", inventory, "--group-data", "inventories/group_data",
-        "--name", NAME, "--drain-seconds", "60", "--ready-seconds", "60", "--json", *options,
+        "rollout", inventory, "--group-data", "inventories/group_data", "--name", NAME, "--drain-seconds", "60",
+        "--ready-seconds", "60", "--json", *options,
     ]  # fmt: skip
 
 
 def rollout(fleet: Fleet, inventory: str, *options: str) -> Run:
-    done = subprocess.run(
-        command(inventory, *options), cwd=CHECKOUT, env=environment(fleet.nodes[0]), capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=500, check=False,
-    )  # fmt: skip
-    return Run(done.returncode, done.stdout, done.stderr)
+    return run_quench(fleet.nodes[0], *command(inventory, *options))
 
 
 def drain_seconds(fleet: Fleet) -> list[str]:
@@ -153,14 +135,14 @@ def test_a_port_that_is_closed_halts_it_and_the_former_release_serves(fleet: Fle
 def test_a_node_that_does_not_come_back_halts_it_and_is_the_first_of_the_next(fleet: Fleet, tmp_path: Path) -> None:
     node = fleet.nodes[0]
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
-        process = start(fleet, changed(fleet, tmp_path, vllm_drain_seconds=34))
-        wait_for(process, "node1", "keep")
-        time.sleep(2)
-        labs.switch_off(node.lab, node.name)
-        try:
-            run = ended(process)
-        finally:
-            labs.switch_on(node.lab, node.name)
+        with background(node, *command(changed(fleet, tmp_path, vllm_drain_seconds=34))) as begun:
+            begun.wait_for("node1", "keep")
+            time.sleep(2)
+            labs.switch_off(node.lab, node.name)
+            try:
+                run = begun.end()
+            finally:
+                labs.switch_on(node.lab, node.name)
         halted(run, "change", "node1 stays drained; mend it, and run the same command")
         again = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=34))
     assert again.code == 0, again.text[-3000:]
@@ -168,41 +150,16 @@ def test_a_node_that_does_not_come_back_halts_it_and_is_the_first_of_the_next(fl
     assert drain_seconds(fleet) == ["34"] * 3
 
 
-def start(fleet: Fleet, inventory: str) -> subprocess.Popen[str]:
-    """A rollout that goes on by itself."""
-    return subprocess.Popen(
-        command(inventory), cwd=CHECKOUT, env=environment(fleet.nodes[0]), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for(process: subprocess.Popen[str], *words: str) -> None:
-    """Until a rollout says that this step of this node is over."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if all(word in line for word in words):
-            return
-    raise AssertionError(f"the rollout ended without {words}")
-
-
-def ended(process: subprocess.Popen[str]) -> Run:
-    """A rollout that has come to its end, with what it has not said yet."""
-    assert process.stdout is not None and process.stderr is not None
-    with process:
-        err, out = process.stderr.read(), process.stdout.read()
-    return Run(process.returncode, out, err)
-
-
 def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fleet, tmp_path: Path) -> None:
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
-        process = start(fleet, changed(fleet, tmp_path, vllm_drain_seconds=33))
-        wait_for(process, "node2", "keep")
-        time.sleep(2)
-        # As when the machine dies: with the pyinfra that it has started, which is in the midst of node2.
-        process.send_signal(signal.SIGSTOP)
-        subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=True)
-        process.kill()
-        assert ended(process).code == -signal.SIGKILL
+        with background(fleet.nodes[0], *command(changed(fleet, tmp_path, vllm_drain_seconds=33))) as begun:
+            begun.wait_for("node2", "keep")
+            time.sleep(2)
+            # As when the machine dies: with the pyinfra that it has started, which is in the midst of node2.
+            begun.process.send_signal(signal.SIGSTOP)
+            subprocess.run(["pkill", "-KILL", "-P", str(begun.process.pid)], check=True)
+            begun.process.kill()
+            assert begun.end().code == -signal.SIGKILL
         again = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=33))
     assert again.code == 0, again.text[-3000:]
     assert lost(tally) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import CHECKOUT, DEPLOY, MODEL, Node, Run, environment, lab_data, run_pyinfra, write_inventory
+from support import CHECKOUT, DEPLOY, MODEL, Node, Run, environment, lab_data, run_pyinfra, run_quench, write_inventory
 
 from quench import ca
 from quench.facts import REBOOT_UNIT
@@ -21,11 +21,7 @@ def changed_model(node: Node, **changes: Any) -> dict[str, Any]:
 
 
 def quench_check(node: Node, inventory: str) -> Run:
-    command = [str(Path(sys.executable).with_name("quench")), "check", inventory, DEPLOY]
-    done = subprocess.run(
-        command, cwd=CHECKOUT, env=environment(node), capture_output=True, text=True, timeout=60, check=False
-    )
-    return Run(done.returncode, done.stdout, done.stderr)
+    return run_quench(node, "check", inventory, DEPLOY, timeout=60)
 
 
 def problem_lines(run: Run) -> list[str]:

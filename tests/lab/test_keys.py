@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 from fleets import Fleet, ask, fleet_of, lost
-from support import BALANCER_DEPLOY, CHECKOUT, DEPLOY, MODEL, Node, environment, run_pyinfra
+from support import BALANCER_DEPLOY, CHECKOUT, DEPLOY, MODEL, QUENCH, Node, run_pyinfra, run_quench
 
 from quench import keyring
 from quench.lab.state import HostSpec
@@ -54,13 +53,9 @@ class Keys:
         """What `quench keys` prints."""
         if words[0] != "push":
             words = (*words, "--keyring", str(self.folder / "keyring.yaml"))
-        program = str(Path(sys.executable).with_name("quench"))
-        done = subprocess.run(
-            [program, "keys", *words], cwd=CHECKOUT, env=environment(self.fleet.nodes[0]), capture_output=True,
-            text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.strip()
+        run = run_quench(self.fleet.nodes[0], "keys", *words, timeout=60)
+        assert run.code == 0, run.text
+        return run.out.strip()
 
     def inventory(self, *, alone: bool = False) -> str:
         path = self.folder / f"fleet-{alone}.py"
@@ -79,7 +74,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keys]:
     folder = tmp_path_factory.mktemp("keys")
     path = folder / "keyring.yaml"
     for words in (("load", "--requests-per-minute", "60000", "--concurrent", "1000"), ("stays",)):
-        command = [str(Path(sys.executable).with_name("quench")), "keys", "add", *words, "--keyring", str(path)]
+        command = [QUENCH, "keys", "add", *words, "--keyring", str(path)]
         value = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
         if words[0] == "load":
             load_key = value

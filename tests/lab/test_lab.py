@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
-import sys
-from pathlib import Path
 
-from support import CHECKOUT, Node, environment
+from support import Node, run_quench
 
 from quench.lab import fleet
-from quench.lab.state import load
+from quench.lab.machine import detect, podman
+from quench.lab.state import free_slot, load
 
 
-def quench(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("quench")), *words]
-    return subprocess.run(
-        command, cwd=CHECKOUT, env=environment(node), capture_output=True, text=True, check=False, timeout=120
-    )
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_host_is_run_by_systemd_and_has_no_way_out(bare_stand_in: Node) -> None:
@@ -29,9 +27,9 @@ def test_a_host_is_run_by_systemd_and_has_no_way_out(bare_stand_in: Node) -> Non
 
 
 def test_the_login_is_an_ordinary_user(bare_stand_in: Node) -> None:
-    said = quench(bare_stand_in, "lab", "ssh", "node1", "--", "id", "-u")
-    assert said.returncode == 0, said.stderr
-    assert int(said.stdout) >= 1000
+    said = run_quench(bare_stand_in, "lab", "ssh", "node1", "--", "id", "-u")
+    assert said.code == 0, said.err
+    assert int(said.out) >= 1000
 
 
 def test_each_host_has_a_host_key_of_its_own_that_is_known(bare_stand_in: Node) -> None:
@@ -48,7 +46,7 @@ def test_up_keeps_what_is_there(bare_stand_in: Node) -> None:
 
 
 def test_status_is_there_for_machines(bare_stand_in: Node) -> None:
-    status = json.loads(quench(bare_stand_in, "lab", "status", "--json").stdout)
+    status = json.loads(run_quench(bare_stand_in, "lab", "status", "--json").out)
     wanted = {"name": "node1", "address": bare_stand_in.address, "system": "debian-12", "gpus": "none"}
     assert status["hosts"] == [{**wanted, "packages": [], "state": "running"}]
 
@@ -56,10 +54,31 @@ def test_status_is_there_for_machines(bare_stand_in: Node) -> None:
 def test_down_leaves_nothing_but_the_cache(bare_stand_in: Node) -> None:
     lab = fleet.up("test-down", nodes=1, system="debian-12", engine="stand-in")
     node = Node(lab, "node1")
-    assert quench(node, "lab", "down").returncode == 0
+    assert run_quench(node, "lab", "down").code == 0
     assert not lab.folder.exists()
     assert fleet.execute(lab, "node1", "true").returncode != 0
-    assert f"{lab.gateway}/" not in subprocess.run(["ip", "-brief", "address"], capture_output=True, text=True).stdout
-    again = quench(node, "lab", "status")
-    assert again.returncode == 1
-    assert "the lab 'test-down' is not up; start it: quench lab up --name test-down" in again.stderr
+    assert f"{lab.gateway}/" not in ip("-brief", "address")
+    again = run_quench(node, "lab", "status")
+    assert again.code == 1
+    assert "the lab 'test-down' is not up; start it: quench lab up --name test-down" in again.err
+
+
+def test_down_leaves_nothing_of_hosts_that_were_killed_with_all_that_watched_them() -> None:
+    """As at the end of a job of CI."""
+    lab = fleet.up("test-down", nodes=1, system="debian-12", engine="stand-in")
+    bridge = next(line.split()[0] for line in ip("-brief", "address").splitlines() if f" {lab.gateway}/" in line)
+    words = ("inspect", "--format={{.State.ConmonPid}} {{.State.Pid}}", "quench-lab-test-down-node1")
+    for process in podman(detect(), *words).split():
+        os.kill(int(process), signal.SIGKILL)
+    fleet.down("test-down")
+    assert bridge not in ip("-brief", "link")
+
+
+def test_a_new_lab_leaves_addresses_alone_that_this_machine_has() -> None:
+    slot = free_slot()
+    ip("link", "add", "quench-test", "type", "bridge")
+    try:
+        ip("address", "add", f"198.18.{slot}.1/24", "dev", "quench-test")
+        assert free_slot() != slot
+    finally:
+        ip("link", "delete", "quench-test")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from conftest import CANARY_TOKEN
-from support import CHECKOUT, DEPLOY, Node, environment, pyinfra_command, run_pyinfra, write_inventory
+from support import CHECKOUT, DEPLOY, Node, environment, pyinfra_command, run_pyinfra, run_quench, write_inventory
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +107,10 @@ def test_the_rendered_tree_has_no_secret(
     stand_in_node: Node, secrets: dict[str, str], inventory: str, tmp_path: Path
 ) -> None:
     for words in (["check"], ["render", "--out", str(tmp_path)]):
-        command = [str(Path(sys.executable).with_name("quench")), words[0], inventory, DEPLOY, *words[1:]]
-        done = subprocess.run(
-            command, cwd=CHECKOUT, env=environment(stand_in_node), capture_output=True, text=True, check=False,
-            timeout=60,
-        )  # fmt: skip
+        done = run_quench(stand_in_node, words[0], inventory, DEPLOY, *words[1:], timeout=60)
         # quench has no --group-data: the keys of that folder are not needed for rendering the lab.
-        assert done.returncode == 0, done.stderr
-        assert leaks(done.stdout + done.stderr, secrets) == []
+        assert done.code == 0, done.err
+        assert leaks(done.text, secrets) == []
     text = "\n".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "HF_TOKEN=<secret env:HF_TOKEN>" in text
     assert leaks(text, secrets) == []

@@ -18,7 +18,7 @@ from quench.decommission_command import told
 from quench.files import CHECKOUT, ManagedFile
 from quench.haproxy import Server
 from quench.problems import Refused
-from quench.rollout import Failure
+from quench.rollout_fleet import Failure
 from quench.rollout_hosts import SshFleet
 from quench.rollout_record import Claim, Record
 from quench.secrets import SecretRef

@@ -8,7 +8,8 @@ import pytest
 
 from quench.haproxy import Server
 from quench.problems import Refused
-from quench.rollout import Failure, Kept, NodePlan, Options, Rollout
+from quench.rollout import NodePlan, Options, Rollout
+from quench.rollout_fleet import Failure, Kept
 from quench.rollout_record import Claim, Record
 
 CLAIM = Claim("r1", "anna", "desk", "2026-11-20T10:00:00Z")

@@ -12,7 +12,7 @@ import pytest
 from quench.files import CHECKOUT
 from quench.haproxy import Server
 from quench.problems import Refused
-from quench.rollout import Failure, Kept
+from quench.rollout_fleet import Failure, Kept
 from quench.rollout_hosts import Prompt, SshFleet, load_prompts, natural, pyinfra_command, reason, ssh_config
 from quench.rollout_record import Claim
 
@@ -234,17 +234,17 @@ def test_a_change_that_fails_says_why_in_one_line(fleet):
 
 # As the command does it, in a process of its own: pyinfra's command line patches the standard library for gevent.
 _CONTROLLER = """\
-import signal, sys
+import sys
 import pyinfra_cli.inventory
 from pathlib import Path
+from quench.interrupt import end_in_order
 from quench.rollout_hosts import SshFleet
 
 class Hosts:
     def group(self, name):
         return []
 
-# A shell has its jobs in the background ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+end_in_order()
 try:
     SshFleet(Hosts(), sys.argv[2:], [], None, Path(sys.argv[1])).change(["node1"])
 except KeyboardInterrupt:

@@ -4,7 +4,7 @@ import threading
 import paramiko
 import pytest
 
-from quench.transport import without_delay
+from quench.transport import tuned
 
 
 class GoesAway(paramiko.ServerInterface):
@@ -35,13 +35,13 @@ def ends():
 def test_small_packets_go_at_once(ends):
     near, _ = ends
     assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
-    without_delay(near)
+    tuned(near)
     assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_a_host_that_says_nothing_is_given_up_within_a_minute(ends):
     near, _ = ends
-    without_delay(near)
+    tuned(near)
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     silence, again, times = (
         near.getsockopt(socket.IPPROTO_TCP, option)
@@ -56,7 +56,7 @@ def test_a_host_that_goes_away_is_an_error_that_pyinfra_reports(ends):
     server = paramiko.Transport(far)
     server.add_server_key(paramiko.ECDSAKey.generate())
     server.start_server(threading.Event(), GoesAway(far))
-    client = without_delay(near)
+    client = tuned(near)
     client.start_client(timeout=5)
     client.auth_none("install")
     with pytest.raises(paramiko.SSHException, match="run again when the host answers"):
