@@ -16,7 +16,7 @@ from quench import ca, decommission_command, flow_picture
 from quench.decommission import Found
 from quench.files import CHECKOUT
 from quench.flows import counted, matrix, table, to_json
-from quench.interrupt import at_once, end_in_order
+from quench.interrupt import at_once, in_order
 from quench.keys_command import keys
 from quench.lab import fleet
 from quench.lab import state as lab_state
@@ -163,6 +163,7 @@ def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_j
 @click.option("--name", help="Under which the state is kept. Unset: the inventory's file name.")
 @click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
+@in_order()
 def rollout(
     inventory: str,
     deploys: tuple[str, ...],
@@ -196,7 +197,6 @@ def rollout(
     Ends with 0: all nodes are done; 1: halted, and the reason says what became of the node; 130: Ctrl-C.
     """
 
-    end_in_order()
     try:
         work = prepare(
             inventory,
@@ -256,6 +256,7 @@ def _terminal() -> bool:
 @click.option("--name", help="Under which the fleet's rollouts are kept. Unset: the inventory's file name.")
 @click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
+@in_order()
 def decommission(
     inventory: str,
     node: str,
@@ -298,7 +299,6 @@ def decommission(
             typed: str = click.prompt("Its name", err=True)
         return typed == node
 
-    end_in_order()
     try:
         if not yes and not _terminal():
             what = "nobody is there to confirm this: standard input is no terminal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import gevent
@@ -11,8 +11,9 @@ import gevent
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def end_in_order() -> None:
-    """From now on, KeyboardInterrupt reaches the greenlet that calls this, and only where it waits.
+@contextmanager
+def in_order() -> Iterator[None]:
+    """In here, KeyboardInterrupt reaches the greenlet that has entered, and only where it waits.
 
     Python raises it wherever it happens to be. In a greenlet that reads a connection it would leave that dead; between
     the taking of one of paramiko's locks and the `try` that gives it back, or in one of its finalizers, it would leave
@@ -23,16 +24,22 @@ def end_in_order() -> None:
     def interrupt(*_: object) -> None:
         gevent.get_hub().loop.run_callback(command.throw, KeyboardInterrupt)
 
-    for number in _SIGNALS:
-        signal.signal(number, interrupt)
+    with _handled(interrupt):
+        yield
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
     """While somebody is asked at the terminal: nothing else runs then that could be harmed."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    with _handled(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[..., object]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -12,70 +12,75 @@ from quench.files import CHECKOUT
 _BEGIN = """\
 import os, signal, sys
 import gevent
-from quench.interrupt import at_once, end_in_order
+from quench.interrupt import at_once, in_order
 
 def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
-end_in_order()
+@in_order()
+def command():
 """
 # A connection is read by a greenlet of its own. It must live on.
 _ANOTHER_GREENLET = """
-def read():
-    gevent.sleep(0.05)
-    ctrl_c()
-    said.append("goes on reading")
-said = []
-reader = gevent.spawn(read)
-try:
-    gevent.sleep(10)
-except KeyboardInterrupt:
-    said.append("interrupted")
-reader.join()
-print(sorted(said))
+    def read():
+        gevent.sleep(0.05)
+        ctrl_c()
+        said.append("goes on reading")
+    said = []
+    reader = gevent.spawn(read)
+    try:
+        gevent.sleep(10)
+    except KeyboardInterrupt:
+        said.append("interrupted")
+    reader.join()
+    print(sorted(said))
+command()
 """
 # As paramiko's channels do when they are forgotten: whatever happens in there is swallowed.
 _A_FINALIZER = """
-class Channel:
-    def __del__(self):
-        try:
-            ctrl_c()
-            print("closed")
-        except:
-            pass
-channel = Channel()
-del channel
-try:
-    gevent.sleep(10)
-except KeyboardInterrupt:
-    print("interrupted")
+    class Channel:
+        def __del__(self):
+            try:
+                ctrl_c()
+                print("closed")
+            except:
+                pass
+    channel = Channel()
+    del channel
+    try:
+        gevent.sleep(10)
+    except KeyboardInterrupt:
+        print("interrupted")
+command()
 """
 # As paramiko takes its locks. An exception between the two lines would leave it locked.
 _A_LOCK = """
-from gevent.lock import BoundedSemaphore
-lock = BoundedSemaphore()
-try:
-    lock.acquire(); ctrl_c()
+    from gevent.lock import BoundedSemaphore
+    lock = BoundedSemaphore()
     try:
-        pass
-    finally:
-        lock.release()
-    gevent.sleep(10)
-except KeyboardInterrupt:
-    print("interrupted", "locked" if lock.locked() else "free")
+        lock.acquire(); ctrl_c()
+        try:
+            pass
+        finally:
+            lock.release()
+        gevent.sleep(10)
+    except KeyboardInterrupt:
+        print("interrupted", "locked" if lock.locked() else "free")
+command()
 """
 _A_QUESTION = """
-try:
-    with at_once():
-        ctrl_c()
-        sys.stdin.read()
-except KeyboardInterrupt:
-    print("interrupted")
-ctrl_c()
-try:
-    gevent.sleep(10)
-except KeyboardInterrupt:
-    print("in order again")
+    try:
+        with at_once():
+            ctrl_c()
+            sys.stdin.read()
+    except KeyboardInterrupt:
+        print("interrupted")
+    ctrl_c()
+    try:
+        gevent.sleep(10)
+    except KeyboardInterrupt:
+        print("in order again")
+command()
 """
 
 

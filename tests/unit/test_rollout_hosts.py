@@ -237,16 +237,16 @@ _CONTROLLER = """\
 import sys
 import pyinfra_cli.inventory
 from pathlib import Path
-from quench.interrupt import end_in_order
+from quench.interrupt import in_order
 from quench.rollout_hosts import SshFleet
 
 class Hosts:
     def group(self, name):
         return []
 
-end_in_order()
 try:
-    SshFleet(Hosts(), sys.argv[2:], [], None, Path(sys.argv[1])).change(["node1"])
+    with in_order():
+        SshFleet(Hosts(), sys.argv[2:], [], None, Path(sys.argv[1])).change(["node1"])
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
