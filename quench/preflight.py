@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,10 +149,25 @@ def _knock(host: Host) -> Problem | None:
         return None
     address = str(ssh.get("hostname", name))
     port = int(host.data.get("ssh_port") or ssh.get("port") or 22)
-    try:
-        socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        what = f"{address} port {port} does not answer: {error.strerror or error}"
-        remedy = f"start the host, correct ssh_hostname, or leave it out: --exclude {host.name}"
-        return Problem(host.name, "ssh_hostname", what, remedy)
-    return None
+    error = _refusal(address, port)
+    if error is None:
+        return None
+    what = f"{address} port {port} does not answer: {error.strerror or error}"
+    remedy = f"start the host, correct ssh_hostname, or leave it out: --exclude {host.name}"
+    return Problem(host.name, "ssh_hostname", what, remedy)
+
+
+def _refusal(address: str, port: int) -> OSError | None:
+    """Why there is no connection. Where nobody listens, sshd may be starting anew, as a killed run has left it."""
+    found: OSError | None = None
+    for pause in (1, 1, 0):
+        try:
+            socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+        except ConnectionRefusedError as error:
+            found = error
+            time.sleep(pause)
+        except OSError as error:
+            return error
+        else:
+            return None
+    return found

@@ -39,6 +39,11 @@ from quench.lab.systems import os_release
 LOGIN = "install"
 _CAPABILITIES = "NET_ADMIN,SYS_ADMIN,AUDIT_CONTROL,AUDIT_WRITE,SYS_CHROOT,NET_RAW,SYS_PTRACE,MKNOD"
 
+_NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
+_ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "container=podman")
+# Of each container, with the time of its start: another process may get the same number.
+_processes: dict[str, tuple[int, str]] = {}
+
 _GPU_HOST = Path(__file__).parent / "gpu_host"
 
 _BOOTSTRAP = """
@@ -132,8 +137,14 @@ def _kinds(hosts: Sequence[LabHost]) -> str:
 
 
 @one_at_a_time()
-def down(name: str) -> None:
-    """Take a lab away: hosts, network, mirror and its secrets. The cache stays."""
+def down(name: str, *, missing_ok: bool = False) -> None:
+    """Take a lab away: hosts, network, mirror and its secrets. The cache stays.
+
+    Raises:
+        LabError: if something of it stays; if it is not up, unless `missing_ok`.
+    """
+    if missing_ok and all(lab.name != name for lab in labs()):
+        return
     lab = load(name)
     machine = machines.detect()
     machines.prepare(machine)
@@ -173,19 +184,31 @@ def switch_on(lab: Lab, host: str) -> None:
 
 def host_status(lab: Lab) -> dict[str, str]:
     """Systemd's own word on each host: `running`, `degraded`, `starting`, or `absent`."""
-    machine = machines.detect()
-    return {
-        host.name: podman(machine, "exec", _container(lab, host.name), "systemctl", "is-system-running", check=False)
-        or "absent"
-        for host in lab.hosts
-    }
+    answers = {host.name: execute(lab, host.name, "systemctl is-system-running") for host in lab.hosts}
+    return {name: answer.stdout.strip() or "absent" for name, answer in answers.items()}
+
+
+def process(lab: Lab, host: str) -> int:
+    """Process id, on this machine, of a host's systemd; 0 if the host does not run."""
+    machine, container = machines.detect(), _container(lab, host)
+    found, start = _processes.get(container, (0, ""))
+    if not found or machines.start_time(found) != start:
+        answer = podman(machine, "inspect", "--format={{.State.Pid}}", container, check=False)
+        found = int(answer) if answer.isdigit() else 0
+        _processes[container] = found, machines.start_time(found)
+    return found
 
 
 def execute(lab: Lab, host: str, command: str, *, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a shell command on a host as root, beside SSH. For tests and rescue, never for the product."""
-    machine = machines.detect()
+    """Run a shell command on a host as root, beside SSH. For tests and rescue, never for the product.
+
+    In the host's namespaces, with all rights that root has on this machine. `podman exec` takes 0.15 s for each.
+    """
+    found = process(lab, host)
+    if not found:
+        return subprocess.CompletedProcess([], 125, "", f"{host} does not run")
     return subprocess.run(
-        [*machine.prefix, "podman", "exec", "-i", _container(lab, host), "sh", "-c", command],
+        ["nsenter", f"--target={found}", *_NAMESPACES, "env", "-i", *_ENVIRONMENT, "sh", "-c", command],
         input=stdin,
         capture_output=True,
         text=True,

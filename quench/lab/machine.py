@@ -133,6 +133,14 @@ def podman(machine: Machine, *arguments: str, check: bool = True, quiet: bool = 
     return run(*machine.prefix, "podman", "--log-level=error", *arguments, check=check, quiet=quiet)
 
 
+def start_time(process: int) -> str:
+    """When a process of this machine started, in ticks since this machine did; empty if there is none. proc(5)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def run(*command: str, check: bool = True, quiet: bool = True) -> str:
     """Run a program and return its standard output. Raises LabError if it fails and `check` is set."""
     done = subprocess.run(command, capture_output=quiet, text=True, check=False, cwd="/")

@@ -9,7 +9,9 @@ import io
 import re
 import shutil
 import sys
+import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from quench.files import CHECKOUT
@@ -128,12 +130,19 @@ def _stand_in(cache: Path) -> tuple[Path, Path]:
     wheel = _wheel("vllm", STAND_IN, "", files)
     digest = hashlib.sha256(wheel).hexdigest()
     house = cache / "wheels" / f"{STAND_IN}-{digest[:12]}"
-    house.mkdir(parents=True, exist_ok=True)
-    (house / f"vllm-{STAND_IN}-py3-none-any.whl").write_bytes(wheel)
     locks = house / "requirements"
-    locks.mkdir(exist_ok=True)
-    for python in ("py311", "py312", "py313"):
-        (locks / f"{STAND_IN}-{python}.txt").write_text(f"vllm=={STAND_IN} --hash=sha256:{digest}\n")
+    # Many runs read these at the same time: they are never written twice.
+    if not house.exists():
+        house.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=house.parent) as temporary:
+            part = Path(temporary) / "part"
+            (part / "requirements").mkdir(parents=True)
+            (part / f"vllm-{STAND_IN}-py3-none-any.whl").write_bytes(wheel)
+            for python in ("py311", "py312", "py313"):
+                lock = f"vllm=={STAND_IN} --hash=sha256:{digest}\n"
+                (part / "requirements" / f"{STAND_IN}-{python}.txt").write_text(lock)
+            with suppress(OSError):  # somebody else has been quicker
+                part.rename(house)
     return house, locks
 
 

@@ -246,6 +246,10 @@ class VllmSettings(RoleSettings):
                 known = ", ".join(sorted(path.stem.removesuffix(f"-{python}") for path in locks))
                 what = f"there is no lock file {self.lock_file(version)}"
                 yield Problem(host, "vllm_version", what, f"add it, or choose from: {known or 'none'}")
+            elif not re.search(rf"^vllm=={re.escape(version)}\s", self.lock_file(version).read_text(), re.MULTILINE):
+                # A file that was cut off, or is still empty, makes an environment that counts as complete.
+                what = f"the lock file {self.lock_file(version)} does not name vllm=={version}"
+                yield Problem(host, "vllm_version", what, "make it anew: uv pip compile --generate-hashes")
         try:
             if self.hf_token is not None and "\n" in self.hf_token.resolve():
                 yield Problem(host, "vllm_hf_token", "has more than one line", "give the token alone")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,7 @@ def main() -> int:
             return measure(Path(folder))
     finally:
         if not os.environ.get("QUENCH_KEEP_LABS"):
-            with suppress(LabError):
-                lab_fleet.down(LAB)
+            lab_fleet.down(LAB, missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ import runpy
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quench import haproxy
 from quench.lab import fleet as lab_fleet
-from quench.lab import machine
 from quench.lab.progress import LabError, step
 from quench.lab.state import HostSpec
 from tests.lab.support import BALANCER_DEPLOY, DEPLOY, MODEL, Node, run_pyinfra, write_inventory
@@ -69,9 +67,7 @@ class Fleet:
 
 def inside(host: Node) -> list[str]:
     """Words before a command that run it on this machine, in the network of a lab host."""
-    container = f"quench-lab-{host.lab.name}-{host.name}"
-    process = machine.podman(machine.detect(), "inspect", "--format={{.State.Pid}}", container)
-    return ["nsenter", f"--net=/proc/{process}/ns/net"]
+    return ["nsenter", f"--net=/proc/{lab_fleet.process(host.lab, host.name)}/ns/net"]
 
 
 def inventory(folder: Path, **model: Any) -> str:
@@ -94,8 +90,7 @@ def inventory(folder: Path, **model: Any) -> str:
 
 def up(folder: Path) -> Fleet:
     """A provisioned fleet, by the operator's own runs, in which all balancers find all nodes up."""
-    with suppress(LabError):
-        lab_fleet.down(LAB)
+    lab_fleet.down(LAB, missing_ok=True)
     lab = lab_fleet.up_hosts(LAB, SPECS, engine="stand-in")
     hosts = [Node(lab, spec.name) for spec in SPECS]
     path = inventory(folder / "first")

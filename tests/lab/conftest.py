@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from quench.lab import fleet as labs
-from quench.lab.progress import LabError
 from quench.lab.state import HostSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,8 +25,7 @@ def fresh(name: str, **options: object) -> Iterator[Node]:
     """A lab that has never been touched. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
     keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
     if not keep:
-        with suppress(LabError):
-            labs.down(name)
+        labs.down(name, missing_ok=True)
     lab = labs.up(name, **options)  # type: ignore[arg-type]
     try:
         yield Node(lab, "node1")

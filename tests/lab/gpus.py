@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from support import Node, Run, run_pyinfra, write_inventory
 
 from quench.lab import fleet
-from quench.lab.progress import LabError
 from quench.lab.state import HostSpec, load
 
 GPU_DEPLOY = "deploys/gpu.py"
@@ -29,16 +27,14 @@ def hosts_of(name: str, specs: Sequence[HostSpec]) -> Iterator[dict[str, Node]]:
     """A lab of bare hosts, by their names. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
     keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
     if not keep:
-        with suppress(LabError):
-            fleet.down(name)
+        fleet.down(name, missing_ok=True)
     lab = fleet.up_hosts(name, specs, engine="stand-in")
     try:
         yield {spec.name: Node(lab, spec.name) for spec in specs}
     finally:
         # A module that was the last to need it may have taken it down.
         if not keep:
-            with suppress(LabError):
-                fleet.down(name)
+            fleet.down(name, missing_ok=True)
 
 
 def bare_again(node: Node) -> Node:

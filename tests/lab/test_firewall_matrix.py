@@ -359,6 +359,9 @@ def host(node: Node) -> Party:
     write(node, _SCRIPT, Path(packets.__file__).read_text())
     unit = _LISTENERS.format(script=_SCRIPT, name=node.name, addresses=",".join(addresses), ports=",".join(ports))
     write(node, "/etc/systemd/system/listeners.service", unit)
+    if node.name in CLOSED:
+        # Its package starts it with a site on port 80. After a boot the two would take it from each other.
+        node.root("systemctl disable --quiet --now nginx.service")
     node.root("systemctl enable --quiet --now listeners.service")
     return Party(node.name, item.zone, addresses, True, on_host(node))
 

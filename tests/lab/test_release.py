@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from test_interrupted import serves
 
 from quench.facts import STATE_DIRECTORY
 from quench.lab import fleet
-from quench.lab.progress import LabError
 from quench.lab.state import HostSpec
 from quench.operations import remote_script
 
@@ -47,8 +45,7 @@ def deploy(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def node(deploy: str) -> Iterator[Node]:
     """A host after one run. It has its packages from the start, as some images do: it saves a minute."""
-    with suppress(LabError):
-        fleet.down(LAB)
+    fleet.down(LAB, missing_ok=True)
     lab = fleet.up_hosts(LAB, [HostSpec("node1", packages=STOCK)], engine="stand-in")
     try:
         found = Node(lab, "node1")

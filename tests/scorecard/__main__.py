@@ -12,12 +12,11 @@ import json
 import os
 import platform
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from quench.lab import fleet
 from quench.lab.progress import LabError, say, step
-from quench.lab.state import HostSpec, Lab, load
+from quench.lab.state import HostSpec, Lab
 from tests.lab.support import CHECKOUT, DEPLOY, Node, run_pyinfra
 from tests.scorecard import cis, flows, gixy, lockouts, lynis, relaxations, tls, units
 from tests.scorecard.page import page, table
@@ -34,8 +33,7 @@ SIMULATED = [
 
 def bare_lab() -> Lab:
     """A lab with hosts that nobody has touched."""
-    with suppress(LabError):
-        fleet.down(load(LAB).name)
+    fleet.down(LAB, missing_ok=True)
     return fleet.up_hosts(LAB, _SPECS, engine="stand-in")
 
 
@@ -149,8 +147,7 @@ def main() -> int:
         return measure(path)
     finally:
         if not os.environ.get("QUENCH_KEEP_LABS"):
-            with suppress(LabError):
-                fleet.down(LAB)
+            fleet.down(LAB, missing_ok=True)
 
 
 if __name__ == "__main__":

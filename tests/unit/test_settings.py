@@ -185,6 +185,13 @@ def test_a_version_without_a_lock_file_is_refused_with_those_that_have_one(vllm_
     assert problem.remedy.endswith("choose from: 1.0")
 
 
+@pytest.mark.parametrize("text", ["", "vllm==2.0.1 --hash=sha256:00\n", "torch==2.0 --hash=sha256:00\n"])
+def test_a_lock_file_that_does_not_name_its_version_is_refused(vllm_problems, tmp_path, text):
+    (tmp_path / "2.0-py311.txt").write_text(text)
+    problem = only(vllm_problems(vllm_requirements=str(tmp_path), vllm_version="2.0"))
+    assert problem.what.endswith("2.0-py311.txt does not name vllm==2.0")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
