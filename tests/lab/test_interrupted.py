@@ -28,7 +28,7 @@ KILLS_ON_STOCKED_HOSTS = [
     (17, 0.1), (18, 0.3), (19, 0.2), (25, 0.1), (26, 0.3), (27, 0.0),
 ]  # fmt: skip
 # Hosts that are there at the same time, and those that are worked on; the machines have two cores.
-HOSTS = 7
+HOSTS = 9
 AT_ONCE = 3
 
 
