@@ -240,15 +240,16 @@ class VllmSettings(RoleSettings):
     @override
     def problems(self, host: str) -> Iterator[Problem]:
         for version in self.versions():
-            if not self.lock_file(version).exists():
+            lock = self.lock_file(version)
+            if not lock.exists():
                 python = _PYTHONS[self.platform]
                 locks = Path(self.requirements).glob(f"*-{python}.txt")
                 known = ", ".join(sorted(path.stem.removesuffix(f"-{python}") for path in locks))
-                what = f"there is no lock file {self.lock_file(version)}"
+                what = f"there is no lock file {lock}"
                 yield Problem(host, "vllm_version", what, f"add it, or choose from: {known or 'none'}")
-            elif not re.search(rf"^vllm=={re.escape(version)}\s", self.lock_file(version).read_text(), re.MULTILINE):
+            elif not re.search(rf"^vllm(=={re.escape(version)}| @) ", lock.read_text(), re.MULTILINE):
                 # A file that was cut off, or is still empty, makes an environment that counts as complete.
-                what = f"the lock file {self.lock_file(version)} does not name vllm=={version}"
+                what = f"the lock file {lock} does not name vllm=={version}"
                 yield Problem(host, "vllm_version", what, "make it anew: uv pip compile --generate-hashes")
         try:
             if self.hf_token is not None and "\n" in self.hf_token.resolve():

@@ -96,6 +96,7 @@ def serves(node: Node) -> bool:
     return status == 200
 
 
+@pytest.mark.timeout(1200)
 def test_the_run_after_a_kill_converges_wherever_the_kill_came(reference: tuple[Node, str]) -> None:
     first, inventory = reference
     run = run_pyinfra(first, "-y", "--limit", first.name, inventory=inventory)
