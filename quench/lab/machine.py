@@ -141,6 +141,14 @@ def start_time(process: int) -> str:
         return ""
 
 
+def program(process: int) -> str:
+    """The program that a process of this machine runs; empty if there is none. proc(5)."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def run(*command: str, check: bool = True, quiet: bool = True) -> str:
     """Run a program and return its standard output. Raises LabError if it fails and `check` is set."""
     done = subprocess.run(command, capture_output=quiet, text=True, check=False, cwd="/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import statistics
 import subprocess
 import time
 import urllib.error
@@ -23,9 +24,9 @@ from quench.lab.state import HostSpec
 from tests.load.load import running
 
 SPECS = (HostSpec("lb1", "debian-12", zone="dmz"), HostSpec("node1", "debian-12"))
-# Seconds for a push: 2 to 9 were measured on a machine with other work. What counts is that the first request after it
-# finds the key good, or refused.
-SOON = 20
+# Seconds from the command to the first request, on all hosts, that finds the key good, or refused. The median of three,
+# since a machine that has other work takes longer now and then.
+SOON = 5
 
 # The lab, with the keyring's file: on the balancer, or on the node as well, which is then none of the balancer's.
 _INVENTORY = """\
@@ -125,7 +126,6 @@ def test_a_key_comes_and_goes_on_a_balancer_while_others_work(keys: Keys) -> Non
     assert lost(tally) == []
     assert tally.count()["ok"] > 10
     assert processes(balancer) == before
-    assert max(added, revoked) < SOON
 
 
 def timed(keys: Keys, host: Node, key: str, wanted: int, **options: Any) -> float:
@@ -159,16 +159,19 @@ def test_a_key_comes_and_goes_on_a_balancer_and_on_a_node_without_one(keys: Keys
     load = {"address": node.address, "server_name": node.address, "key": keys.load_key}
     with running(keys.fleet.load(**load, streams=2, stream_words=100, plain=2)) as tally:
         tally.wait(lambda tally: tally.flowing >= 2)
-        key = keys.quench("add", "team-b")
-        added = timed(keys, node, key, 200, alone=True)
-        assert status(balancer, key) == 200
-        keys.quench("revoke", "team-b")
-        revoked = timed(keys, node, key, 401, alone=True)
-        assert status(balancer, key) == 401
-    print(f"two hosts: good after {added:.1f} s, refused after {revoked:.1f} s, {tally.count()}")
+        added, revoked = [], []
+        for client in ("team-b", "team-c", "team-d"):
+            key = keys.quench("add", client)
+            added.append(timed(keys, node, key, 200, alone=True))
+            assert status(balancer, key) == 200
+            keys.quench("revoke", client)
+            revoked.append(timed(keys, node, key, 401, alone=True))
+            assert status(balancer, key) == 401
+    print(f"two hosts: good after {added} s, refused after {revoked} s, {tally.count()}")
     assert lost(tally) == []
     assert node.root("pgrep -x nginx") == workers
-    assert max(added, revoked) < SOON
+    assert statistics.median(added) < SOON
+    assert statistics.median(revoked) < SOON
     no_change(node, keys.inventory(alone=True), DEPLOY, "inference")
 
 

@@ -83,9 +83,13 @@ def killed(reboot: bool) -> Attempt:
             command, cwd=CHECKOUT, env=environment(node), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        # The timer is set with the new files, before sshd takes them.
-        armed = wait_for(lambda: pending(node) == "hardening" or process.poll() is not None, pause=0.1)
-        assert armed and process.poll() is None, process.communicate(timeout=60)[1][-3000:]
+        # The timer is set before the new files are there, and they are before sshd takes them.
+        guard = "/var/lib/quench/guard/hardening"
+        there = f"test -e {guard}/armed && ! cmp -s {guard}/manifest /var/lib/quench/manifest/hardening"
+        begun = wait_for(
+            lambda: fleet.execute(node.lab, node.name, there).returncode == 0 or process.poll() is not None, pause=0.1
+        )
+        assert begun and process.poll() is None, process.communicate(timeout=60)[1][-3000:]
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert pending(node) == "hardening"
