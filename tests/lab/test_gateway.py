@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fleets import wait
 from support import MODEL, Node, lab_data, run_pyinfra, write_inventory
 
 FAR = "2099-01-01"
@@ -212,6 +213,8 @@ def test_an_answer_that_has_begun_survives_a_reload_and_a_stop_of_nginx(gateway:
         gateway.root(command)
         thread.join()
         gateway.root("systemctl start nginx.service")
+        # It counts as started before it listens.
+        assert wait(lambda: gateway.root("ss -ltnH 'sport = :443'") != "", 5)
         assert received[0].count(b"data: ") == 101, command
         assert received[0].rstrip().endswith(b"[DONE]")
 
