@@ -50,7 +50,7 @@ bench: $(READY) ## Commands per host and seconds of a run with nothing to change
 	@scripts/lab-tools
 	@python -m tests.bench
 
-bench-fleet: $(READY) ## A fleet under load: rollout, failover, requests/s, latency, 5,000 streams; a quarter of an hour
+bench-fleet: $(READY) ## A fleet under load: rollout, failover, requests/s, latency, 5,000 streams; twelve minutes
 	@scripts/lab-tools wrk curl
 	@python -m tests.bench_fleet
 
