@@ -98,8 +98,8 @@ if [ -n "$guard_seconds" ]; then
     printf '%s\n' '[Unit]' "Description=Wait for the controller to prove that it reaches this host" \
         '[Timer]' "OnActiveSec=${guard_seconds}s" AccuracySec=1s '[Install]' WantedBy=timers.target \
         >"/etc/systemd/system/$timer"
+    systemctl enable --quiet --no-reload "$timer"
     systemctl daemon-reload
-    systemctl enable --quiet "$timer"
     touch "$guard/armed"
     systemctl restart "$timer"
 fi

@@ -147,7 +147,7 @@ fi
 # A masked service is neither started nor restarted by a package.
 for unit in $hold_back; do ! systemctl is-active --quiet "$unit" || echo "$unit"; done >"$stage/active"
 masked=$hold_back
-for unit in $hold_back; do systemctl mask --runtime --quiet "$unit"; done
+[ -z "$hold_back" ] || systemctl mask --runtime --quiet $hold_back
 excludes=
 before=$(installed)
 is_as_wanted() {

@@ -280,9 +280,18 @@ def answers(values, unit=UNIT):
 
 def test_a_unit_that_never_ran_is_freed_enabled_and_restarted_in_this_order(service):
     (command,) = service()
-    steps = ["daemon-reload", "unmask --runtime", "enable", "restart"]
+    steps = ["unmask --runtime", "enable", "daemon-reload", "restart"]
     places = [command.index(f"systemctl {step}") for step in steps]
     assert places == sorted(places)
+
+
+def test_several_units_are_read_at_once_and_started_one_after_the_other(commands, wanted):
+    other = "other.service"
+    found = commands(operations._services, units=[UNIT, other], managed=wanted)
+    (command,) = (shell(each) for each in found)
+    assert command.count("systemctl daemon-reload") == 1
+    assert f"systemctl enable --quiet --no-reload {UNIT} {other}" in command
+    assert command.index(f"systemctl restart {UNIT}") < command.index(f"systemctl restart {other}")
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -356,7 +365,7 @@ def test_a_unit_that_a_condition_keeps_from_running_is_settled_once_it_was_tried
 
 def test_a_unit_that_was_disabled_is_enabled_without_a_restart(service, settled):
     (command,) = service(answers(settled | {"UnitFileState": "disabled"}))
-    assert f"systemctl enable --quiet {UNIT}" in command
+    assert f"systemctl enable --quiet --no-reload {UNIT}" in command
     assert "systemctl restart" not in command
 
 
