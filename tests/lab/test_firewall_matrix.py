@@ -21,8 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import packets
 import pytest
-from gpus import hosts_of
-from support import DEPLOY, STOCK, Node, run_pyinfra, write, write_inventory
+from support import DEPLOY, STOCK, Node, hosts_of, run_pyinfra, write, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec, Lab

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from gpus import hosts_of
-from support import CHECKOUT, STOCK, Node, Run, run_pyinfra, write_inventory
+from support import CHECKOUT, STOCK, Node, Run, hosts_of, run_pyinfra, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec

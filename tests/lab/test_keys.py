@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 from fleets import Fleet, ask, fleet_of, lost
-from support import BALANCER_DEPLOY, CHECKOUT, DEPLOY, MODEL, QUENCH, Node, run_pyinfra, run_quench
+from support import BALANCER_DEPLOY, CHECKOUT, DEPLOY, MODEL, QUENCH, STOCK, Node, run_pyinfra, run_quench
 
 from quench import keyring
 from quench.lab.state import HostSpec
 from tests.load.load import running
 
-SPECS = (HostSpec("lb1", "debian-12", zone="dmz"), HostSpec("node1", "debian-12"))
+SPECS = (HostSpec("lb1", "debian-12", zone="dmz"), HostSpec("node1", "debian-12", packages=STOCK))
 # Seconds from the command to the first request, on all hosts, that finds the key good, or refused. The median of three,
 # since a machine that has other work takes longer now and then.
 SOON = 5

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
-from gpus import hosts_of
-from support import CHECKOUT, STOCK, Node, Run, environment, pyinfra_command, run_pyinfra, write_inventory
+from support import CHECKOUT, STOCK, Node, Run, environment, hosts_of, pyinfra_command, run_pyinfra, write_inventory
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec
@@ -185,7 +185,7 @@ UNDONE = {
     "the run is killed and the host reboots": (killed(reboot=True), ""),
 }
 ATTEMPTS = {**REFUSED, **UNDONE}
-HOSTS = 4
+HOSTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +204,21 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
 def outcomes(hosts: list[Node], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Every attempt on one of the hosts, and what became of it."""
     folder = tmp_path_factory.mktemp("attempts")
+    free = Queue[Node]()
+    for host in hosts:
+        free.put(host)
 
-    def share(number: int) -> dict[str, Outcome]:
-        mine = list(ATTEMPTS.items())[number::HOSTS]
-        return {name: tried(hosts[number], folder / name.replace(" ", "-"), act) for name, (act, _) in mine}
+    def on_a_free_host(name: str) -> Outcome:
+        host = free.get()
+        try:
+            return tried(host, folder / name.replace(" ", "-"), ATTEMPTS[name][0])
+        finally:
+            free.put(host)
 
+    # Those that wait for a timer first.
+    names = [*UNDONE, *REFUSED]
     with ThreadPoolExecutor(HOSTS) as pool:
-        return {name: outcome for shares in pool.map(share, range(HOSTS)) for name, outcome in shares.items()}
+        return dict(zip(names, pool.map(on_a_free_host, names), strict=True))
 
 
 def tried(node: Node, folder: Path, attempt: Attempt) -> Outcome:

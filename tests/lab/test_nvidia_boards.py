@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import family, hosts_of, provision
-from support import Node, lab_data
+from gpus import family, provision
+from support import Node, hosts_of, lab_data
 
 from quench.lab.state import HostSpec
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpus import hosts_of, provision
-from support import MODEL, Node, lab_data, run_pyinfra, write_inventory
+from gpus import provision
+from support import MODEL, Node, hosts_of, lab_data, run_pyinfra, write_inventory
 
 from quench.lab.state import HostSpec
 

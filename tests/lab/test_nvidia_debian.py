@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from gpus import GPU_DEPLOY, family, hosts_of
-from support import Node, Run, run_pyinfra, write_inventory
+from gpus import GPU_DEPLOY, family
+from support import Node, Run, hosts_of, run_pyinfra, write_inventory
 
 from quench.lab.state import HostSpec
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import GPU_DEPLOY, NEW, OLD, bare_again, cuda, driver_versions, family, hosts_of, loaded, provision
-from support import Node, lab_data, pyinfra_command, write_inventory
+from gpus import GPU_DEPLOY, NEW, OLD, bare_again, cuda, driver_versions, family, loaded, provision
+from support import Node, hosts_of, lab_data, pyinfra_command, write_inventory
 from test_interrupted import kill_command
 
 from quench import openpgp

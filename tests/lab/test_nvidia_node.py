@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import family, hosts_of, provision
-from support import DEPLOY, MODEL, Node
+from gpus import family, provision
+from support import DEPLOY, MODEL, STOCK, Node, hosts_of
 
 from quench import ca
 from quench.lab.state import HostSpec
@@ -25,7 +25,7 @@ OTHER = "198.19.77.1"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    for nodes in hosts_of("test-nvidia", [HostSpec("exporter", "debian-12", "2xl4")]):
+    for nodes in hosts_of("test-nvidia", [HostSpec("exporter", "debian-12", "2xl4", packages=STOCK)]):
         run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"), deploy=DEPLOY)
         assert run.code == 0, run.text[-4000:]
         nodes["exporter"].root(f"ip address add {OTHER}/32 dev lo")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import GPU_DEPLOY, OLD, cuda, driver_versions, family, hosts_of, loaded, provision
-from support import CHECKOUT, Node, run_pyinfra
+from gpus import GPU_DEPLOY, OLD, cuda, driver_versions, family, loaded, provision
+from support import CHECKOUT, Node, hosts_of, run_pyinfra
 
 from quench.lab import fleet
 from quench.lab.state import HostSpec
