@@ -9,7 +9,6 @@ import os
 import signal
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from fleets import NAME, WORDS, Fleet, forgotten, key_of, lost
+from fleets import NAME, WORDS, Fleet, forgotten, key_of, lost, wait
 from support import BALANCER_DEPLOY, MODEL, Run, background, lab_data, run_pyinfra, run_quench, write_inventory
 
 from quench import ca
@@ -117,7 +116,7 @@ def test_a_release_with_another_model_halts_it_and_the_former_release_serves(fle
     before = drain_seconds(fleet)
     models = {"another-model": lab_data(fleet.nodes[0])["vllm_models"][MODEL]}
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
-        run = rollout(fleet, changed(fleet, tmp_path, vllm_models=models), "--ready-seconds", "25")
+        run = rollout(fleet, changed(fleet, tmp_path, vllm_models=models), "--ready-seconds", "15")
     halted(run, "verify", "has its former release back")
     assert lost(tally) == []
     assert drain_seconds(fleet) == before
@@ -127,7 +126,7 @@ def test_a_release_with_another_model_halts_it_and_the_former_release_serves(fle
 def test_a_port_that_is_closed_halts_it_and_the_former_release_serves(fleet: Fleet, tmp_path: Path) -> None:
     # The engine is up, and the new release's firewall lets no balancer in.
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
-        run = rollout(fleet, changed(fleet, tmp_path, nginx_client_zones=["management"]), "--ready-seconds", "25")
+        run = rollout(fleet, changed(fleet, tmp_path, nginx_client_zones=["management"]), "--ready-seconds", "15")
     halted(run, "verify", "has its former release back, and answers")
     assert lost(tally) == []
 
@@ -137,7 +136,8 @@ def test_a_node_that_does_not_come_back_halts_it_and_is_the_first_of_the_next(fl
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
         with background(node, *command(changed(fleet, tmp_path, vllm_drain_seconds=34))) as begun:
             begun.wait_for("node1", "keep")
-            time.sleep(2)
+            # In the midst of the change: its files are there, and its engine is starting.
+            assert wait(lambda: drain_seconds(fleet)[0] == "34", 20)
             labs.switch_off(node.lab, node.name)
             try:
                 run = begun.end()
@@ -154,7 +154,7 @@ def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fl
     with running(fleet.load(key=key_of("demo"), streams=3, stream_words=WORDS, plain=2)) as tally:
         with background(fleet.nodes[0], *command(changed(fleet, tmp_path, vllm_drain_seconds=33))) as begun:
             begun.wait_for("node2", "keep")
-            time.sleep(2)
+            assert wait(lambda: drain_seconds(fleet)[1] == "33", 20)
             # As when the machine dies: with the pyinfra that it has started, which is in the midst of node2.
             begun.process.send_signal(signal.SIGSTOP)
             subprocess.run(["pkill", "-KILL", "-P", str(begun.process.pid)], check=True)
