@@ -5,11 +5,12 @@ pyinfra inventories/prod.py deploys/hardening.py
 
 from quench import preflight
 from roles.base import base
-from roles.firewall import firewall
+from roles.firewall import firewall, firewall_ahead
 from roles.hardening import hardening
 from roles.logrotate import logrotate
 
 preflight()
+firewall_ahead()
 base()
 sudo_logs = hardening()
 logrotate(sudo_logs)

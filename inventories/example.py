@@ -30,7 +30,12 @@ inference = [
         "node3.example.org",
         {
             "platform": "ubuntu-24.04",
-            **_tls,
+            # The host gets its certificate from the house's ACME CA and renews it by itself: no files of ours.
+            "nginx_server_name": "llm3.example.org",
+            "acme_directory": "https://ca.example.org/acme/acme/directory",
+            "acme_directory_ca": f"{_secrets}/ca.crt",
+            "acme_names": ["llm3.example.org"],
+            "acme_email": "pki@example.org",
             # Two models on one node: each has its port, its GPUs and its unit.
             "vllm_models": {
                 "llama-3.3-70b": {"port": 8000, "gpus": [0, 1], "revision": "2026-10-01"},

@@ -1,6 +1,6 @@
 """The kit: what roles, deploys and inventories are written with."""
 
-from quench.contracts import Engine, Flow, Gpus, HostEngine, LogFiles, Node, Route, Slices
+from quench.contracts import Certificate, Engine, Flow, Gpus, HostEngine, LogFiles, Node, Route, Slices
 from quench.files import Managed, ManagedDirectory, ManagedFile, template, to_json, to_yaml
 from quench.flows import WORLD, download, zone_of
 from quench.guard import prove
@@ -20,13 +20,14 @@ from quench.operations import (
     shell_script,
 )
 from quench.plan import Peer, allow, allowed, peers
-from quench.preflight import preflight
+from quench.preflight import planned, preflight
 from quench.problems import Problem, Refused
 from quench.reboot import reboot
 from quench.role import role
 
 __all__ = [
     "WORLD",
+    "Certificate",
     "Engine",
     "Flow",
     "Gpus",
@@ -53,6 +54,7 @@ __all__ = [
     "packages",
     "peers",
     "pinned_packages",
+    "planned",
     "preflight",
     "prove",
     "python_environment",

@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from quench.contracts import Certificate
 from quench.problems import Problem
 from quench.secrets import SecretRef, SecretUnavailable
 
@@ -69,6 +70,23 @@ def problems(
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if private.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
         yield Problem(host, f"{prefix}_private_key", "does not belong to the certificate", "give the pair")
+
+
+def source_problems(
+    host: str, prefix: str, path: str | None, private_key: SecretRef | None, issued: Certificate, name: str
+) -> Iterator[Problem]:
+    """Why a server has not exactly one certificate: a file, or one that the host has got by itself."""
+    key = f"{prefix}_certificate"
+    if not issued.certificate:
+        if path is None:
+            yield Problem(host, key, "is not set", "name the certificate's file, or an ACME CA in acme_directory")
+        if private_key is None:
+            yield Problem(host, f"{prefix}_private_key", "is not set", "name the key of the certificate")
+        return
+    if path is not None:
+        yield Problem(host, key, "is set beside acme_directory", "choose one of them")
+    if name not in issued.names:
+        yield Problem(host, "acme_names", f"{name} is not among them", f"add {prefix}_server_name")
 
 
 def authority_problems(host: str, key: str, path: str) -> Iterator[Problem]:

@@ -49,6 +49,21 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """A certificate that the host has got by itself: paths there. Empty: the service's certificate comes as a file.
+
+    Args:
+        group: who may read the key.
+        names: what it was asked for with.
+    """
+
+    certificate: str = ""
+    private_key: str = ""
+    group: str = ""
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LogFiles:
     """Log files of a service, and how it is told to open new ones. Empty: the file is copied and then emptied."""
 

@@ -23,6 +23,7 @@ from pyinfra.connectors.sshuserclient.client import get_ssh_config
 from pyinfra.context import ctx_host
 
 from quench import facts
+from quench.contracts import Flow
 from quench.plan import HostPlan, Plan, load_inventory, make_plan, recording
 from quench.problems import Problem, Refused
 
@@ -88,6 +89,13 @@ def preflight() -> None:
     problems = [problem for check in checks for problem in check.value]
     if problems:
         raise Refused(problems)
+
+
+def planned() -> list[Flow]:
+    """All flows that this run will declare for the current host. None while it is still being planned."""
+    if recording() is not None or _plan is None:
+        return []
+    return _plan[context.host.name].flows
 
 
 def _host_problems(host: Host, plan: HostPlan) -> list[Problem]:

@@ -48,7 +48,8 @@ def role(model: type[S], *, partial: bool = False) -> Callable[[Callable[Concate
                 if plan is None:
                     return run(settings, *args, **kwargs)
                 plan.platform = settings.platform
-                plan.settings.append(settings)
+                if settings not in plan.settings:  # a role may have parts
+                    plan.settings.append(settings)
                 # The first problem of another role is the cause; what follows from it is noise.
                 told = None if _incomplete(args) else run(settings, *args, **kwargs)
                 plan.engines.extend(

@@ -63,6 +63,14 @@ nvidia_driver_reboot = "never"
 # container_toolkit_engine = "podman"
 # container_toolkit_repository_key = "secrets/libnvidia-container.asc"
 
+# --- acme: a certificate that the host gets by itself -----------------------------------------------------------
+
+# From a CA of the house that speaks ACME, instead of nginx_certificate and nginx_private_key. The host renews it by
+# itself. The names stand with each host, since each has to lead to it alone.
+# acme_directory = "https://ca.example.org/acme/acme/directory"
+# acme_directory_ca = "secrets/ca/ca.crt"
+# acme_zones = ["management"]
+
 # --- dcgm, dcgm_exporter: GPU counters for Prometheus ----------------------------------------------------------
 
 # A host with an address on the monitoring network has an exporter there, and nowhere else; over TLS, to clients whose

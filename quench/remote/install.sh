@@ -130,7 +130,7 @@ while read -r kind mode owner group path; do
     gone)
         # A unit that is no longer wanted ends; its file alone would leave it running.
         case $path in
-        /etc/systemd/system/*.service)
+        /etc/systemd/system/*.service | /etc/systemd/system/*.timer)
             units_gone=1
             systemctl disable --quiet "${path##*/}" || true # its file may be gone already
             systemctl stop "${path##*/}" || [ "$(systemctl show -p LoadState --value "${path##*/}")" = not-found ]

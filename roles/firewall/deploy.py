@@ -7,12 +7,28 @@ from pathlib import Path
 
 from pyinfra import host
 
-from quench import WORLD, Problem, Refused, allow, allowed, ask, install, prove, role, services, shell_script
+from quench import (
+    WORLD,
+    Problem,
+    Refused,
+    allow,
+    allowed,
+    ask,
+    ensure,
+    install,
+    planned,
+    prove,
+    role,
+    services,
+    shell_script,
+)
 from quench import packages as install_packages
-from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, packages, ssh
+from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, opening, packages, ssh, ways
 from roles.firewall.settings import FirewallSettings
 
 _PROBE = Path(__file__).parent / "probe.sh"
+# What the last run that came to its end has brought.
+_MANIFEST = "/var/lib/quench/manifest/firewall"
 
 
 @role(FirewallSettings)
@@ -31,6 +47,22 @@ def firewall(settings: FirewallSettings) -> None:
     install("firewall", managed, guard=settings.rollback_seconds)
     services([FORWARD, FIREWALLD], managed)
     prove("firewall", guard=settings.rollback_seconds)
+
+
+@role(FirewallSettings, partial=True)
+def firewall_ahead(settings: FirewallSettings) -> None:
+    """Let through what this run will need, on a host whose firewall is in place already. First in a deploy file.
+
+    Such as a mirror, or a CA, that the inventory has not named before: the roles between this and `firewall` ask it.
+    What passed so far passes on, since it may serve until they are done.
+    """
+    flows = planned()
+    digests = " ".join(file.sha256() for file in ways(files(settings, flows)))
+    ensure(
+        "Let through what this run needs beside what passes already",
+        f'[ ! -e {_MANIFEST} ] || for digest in {digests}; do grep -q "^$digest " {_MANIFEST} || echo new; done',
+        f"! systemctl is-active --quiet {FIREWALLD} || {{ {opening(settings, flows) or ':'}; }}",
+    )
 
 
 def _locked_out(name: str, settings: FirewallSettings, answer: list[str]) -> list[Problem]:

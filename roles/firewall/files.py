@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 
@@ -142,6 +143,29 @@ def _destinations(settings: FirewallSettings, flows: Sequence[Flow]) -> dict[Por
                 reasons = found.setdefault((flow.port, flow.protocol), {}).setdefault(network, [])
                 reasons.append(f"{flow.role}: {flow.why}")
     return found
+
+
+def opening(settings: FirewallSettings, flows: Sequence[Flow]) -> str:
+    """Shell that lets flows through beside what passes already, until firewalld is reloaded: firewall-cmd(1)."""
+    rules = []
+    for (port, protocol), networks in _destinations(settings, flows).items():
+        for network in networks if port else ():
+            where = f'family="ipv{network.version}" destination address="{network}" ' if network else ""
+            rules.append(f'rule {where}port port="{port}" protocol="{protocol}" accept')
+    added = {"policy=outgoing": [f"rich-rule={rule}" for rule in rules]}
+    for zone, name in {**{zone: zone for zone in settings.zones}, "closed": WORLD}.items():
+        added[f"zone={zone}"] = [f"port={port}/{protocol}" for port, protocol in _ports(flows, name)]
+    # A zone that is new as well comes with its file.
+    return "; ".join(
+        shlex.join(["firewall-cmd", "--quiet", f"--{place}", *(f"--add-{what}" for what in whats)]) + " || true"
+        for place, whats in added.items()
+        if whats
+    )
+
+
+def ways(managed: Sequence[Managed]) -> list[ManagedFile]:
+    """The files that decide on what passes."""
+    return [file for file in managed if isinstance(file, ManagedFile) and file.reloads == FIREWALLD]
 
 
 def impossible(host: str, settings: FirewallSettings, flows: Sequence[Flow]) -> Iterator[Problem]:

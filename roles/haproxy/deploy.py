@@ -8,6 +8,7 @@ from pathlib import Path
 from pyinfra import host
 
 from quench import (
+    Certificate,
     Flow,
     LogFiles,
     Node,
@@ -15,6 +16,7 @@ from quench import (
     Refused,
     allow,
     ask,
+    certificates,
     ensure,
     install,
     packages,
@@ -30,9 +32,14 @@ _MAPS = Path(__file__).parent / "maps.sh"
 
 
 @role(HaproxySettings)
-def haproxy(settings: HaproxySettings, nodes: Sequence[Node]) -> LogFiles:
+def haproxy(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificate) -> LogFiles:
     """TLS, keys, limits, a queue and pools in front of the nodes. Returns its log files."""
-    _check_models(settings, nodes)
+    problems = list(_unserved(settings, nodes))
+    problems += certificates.source_problems(
+        host.name, "haproxy", settings.certificate, settings.private_key, issued, settings.server_name
+    )
+    if problems:
+        raise Refused(problems)
     allow(
         Flow("haproxy", "in", tuple(settings.client_zones), settings.port, "clients of the models"),
         Flow("haproxy", "in", tuple(settings.metrics_zones), settings.metrics_port, "counters of HAProxy"),
@@ -42,7 +49,7 @@ def haproxy(settings: HaproxySettings, nodes: Sequence[Node]) -> LogFiles:
         ),
     )
     packages(PACKAGES, hold_back=[UNIT, "nginx.service"])
-    managed = files(settings, nodes)
+    managed = files(settings, nodes, issued)
     install("haproxy", managed)
     ensure(
         "Stop the nginx of the package",
@@ -57,7 +64,8 @@ def haproxy(settings: HaproxySettings, nodes: Sequence[Node]) -> LogFiles:
 @role(HaproxySettings, partial=True)
 def haproxy_keys(settings: HaproxySettings, nodes: Sequence[Node]) -> None:
     """The keyring alone, on a balancer that is in place."""
-    _check_models(settings, nodes)
+    if problems := list(_unserved(settings, nodes)):
+        raise Refused(problems)
     name, wanted = host.name, {pool.name for pool in pools(nodes)}
     # A client that is sent to a pool of the next release would get nothing there.
     ask("sed -n 's/^backend //p' /etc/haproxy/haproxy.cfg", lambda lines: _missing_pools(name, wanted - set(lines)))
@@ -79,20 +87,10 @@ def _into_the_process() -> None:
     )
 
 
-def _check_models(settings: HaproxySettings, nodes: Sequence[Node]) -> None:
+def _unserved(settings: HaproxySettings, nodes: Sequence[Node]) -> Iterator[Problem]:
     served = [pool.model for pool in pools(nodes)]
-    problems = [
-        Problem(
-            host.name,
-            f"haproxy_clients.{client}.models",
-            f"no node serves {model!r}",
-            f"served: {', '.join(served)}",
-        )
-        for client, model in unknown_models(settings.clients, set(served))
-    ]
+    for client, model in unknown_models(settings.clients, set(served)):
+        key = f"haproxy_clients.{client}.models"
+        yield Problem(host.name, key, f"no node serves {model!r}", f"served: {', '.join(served)}")
     if not served:
-        problems.append(
-            Problem(host.name, "inventory", "no node serves a model", "give the nodes of the group inference models")
-        )
-    if problems:
-        raise Refused(problems)
+        yield Problem(host.name, "inventory", "no node serves a model", "give the nodes of the group inference models")

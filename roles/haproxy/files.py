@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quench import (
+    Certificate,
     Engine,
     LogFiles,
     Managed,
@@ -33,9 +34,8 @@ STATE = "/usr/local/lib/quench/haproxy-server-state"
 MAPS = (f"{FOLDER}/keys.map", f"{FOLDER}/lists.map", f"{FOLDER}/pools.map")
 
 # As the user that the unit has, so that it also tells whether the keys can be read.
-_AS_USER = f"setpriv --reuid={_USER} --regid={_USER} --init-groups"
-_CHECK = f"cd / && {_AS_USER} haproxy -c -f /etc/haproxy/haproxy.cfg"
-_ROUTER_CHECK = f"{_AS_USER} nginx -t -q -c /etc/haproxy/body-router/nginx.conf -g 'pid /dev/null;'"
+_AS_USER = f"setpriv --reuid={_USER} --regid={_USER}"
+_ROUTER_CHECK = f"{_AS_USER} --init-groups nginx -t -q -c /etc/haproxy/body-router/nginx.conf -g 'pid /dev/null;'"
 
 # What a log line holds. HAProxy 3.0 could write JSON by itself; 2.6, in Debian 12, cannot.
 _LOG = {
@@ -105,8 +105,10 @@ def pools(nodes: Sequence[Node]) -> list[Pool]:
     ]
 
 
-def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
-    """All files of the role, for these nodes."""
+def files(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificate) -> list[Managed]:
+    """All files of the role, for these nodes, with a certificate that the host has got by itself, or with a file."""
+    groups = f"--groups={issued.group}" if issued.certificate else "--init-groups"
+    check = f"cd / && {_AS_USER} {groups} haproxy -c -f /etc/haproxy/haproxy.cfg"
     routes = {route for node in nodes for engine in node.engines for route in engine.routes}
     fields = ",".join(f'"{name}":{value}' for name, value in _LOG.items())
     values: dict[str, object] = {
@@ -114,6 +116,8 @@ def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
         "pools": pools(nodes),
         "routes": sorted(routes | {Route("GET", "/v1/models")}),
         "folder": FOLDER,
+        "certificate": issued.certificate if issued.certificate else f"{FOLDER}/tls.crt",
+        "groups": [issued.group] if issued.certificate else [],
         "health_client": HEALTH_CLIENT,
         "log_format": f"{{{fields}}}",
         "user": _USER,
@@ -125,11 +129,11 @@ def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
         ManagedFile(
             "/etc/haproxy/haproxy.cfg",
             template("haproxy", "/etc/haproxy/haproxy.cfg", values),
-            check=_CHECK,
+            check=check,
             reloads=UNIT,
         ),
         *maps(settings, nodes),
-        *_certificates(settings),
+        *_certificates(settings, check),
         ManagedFile(
             "/etc/haproxy/body-router/nginx.conf",
             template("haproxy", "/etc/haproxy/body-router/nginx.conf", values),
@@ -166,24 +170,23 @@ def files(settings: HaproxySettings, nodes: Sequence[Node]) -> list[Managed]:
     ]
 
 
-def _certificates(settings: HaproxySettings) -> list[ManagedFile]:
-    pairs = (
-        ("tls", settings.certificate, settings.private_key),
-        ("node", settings.node_certificate, settings.node_private_key),
-    )
+def _certificates(settings: HaproxySettings, check: str) -> list[ManagedFile]:
+    pairs = {"node": (settings.node_certificate, settings.node_private_key)}
+    if settings.certificate is not None and settings.private_key is not None:
+        pairs["tls"] = (settings.certificate, settings.private_key)
     found = [
-        ManagedFile(f"{FOLDER}/nodes-ca.crt", certificates.text(settings.node_ca), check=_CHECK, reloads=UNIT),
+        ManagedFile(f"{FOLDER}/nodes-ca.crt", certificates.text(settings.node_ca), check=check, reloads=UNIT),
     ]
-    for name, certificate, key in pairs:
+    for name, (certificate, key) in pairs.items():
         found += [
-            ManagedFile(f"{FOLDER}/{name}.crt", certificates.text(certificate), check=_CHECK, reloads=UNIT),
+            ManagedFile(f"{FOLDER}/{name}.crt", certificates.text(certificate), check=check, reloads=UNIT),
             # HAProxy looks for the key under this name: ssl-load-extra-files.
             ManagedFile(
                 f"{FOLDER}/{name}.crt.key",
                 f"{key}\n",
                 group=_USER,
                 mode=0o640,
-                check=_CHECK,
+                check=check,
                 reloads=UNIT,
                 secrets=(key,),
             ),

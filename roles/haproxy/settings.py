@@ -28,13 +28,16 @@ class HaproxySettings(RoleSettings):
     port: int = Field(default=443, ge=1, le=65535, description="TCP port for clients.")
     client_zones: list[str] = Field(default=["app"], description="Zones in which clients are.")
     node_zones: list[str] = Field(default=["inference"], description="Zones in which the nodes are.")
-    certificate: str = Field(
+    certificate: str | None = Field(
+        default=None,
         repr=False,
-        description="Path, where the run starts, of the certificate and its chain, in PEM.",
+        description="Path, where the run starts, of the certificate and its chain, in PEM. Unset: acme_directory.",
         examples=["secrets/llm.example.org.crt"],
     )
-    private_key: SecretRef = Field(
-        description="Private key of the certificate, in PEM.", examples=["file:secrets/llm.example.org.key"]
+    private_key: SecretRef | None = Field(
+        default=None,
+        description="Private key of the certificate, in PEM.",
+        examples=["file:secrets/llm.example.org.key"],
     )
     node_name: str = Field(
         pattern=r"^[a-z0-9.-]+$",
@@ -105,8 +108,8 @@ class HaproxySettings(RoleSettings):
 
     @field_validator("certificate", "node_certificate")
     @classmethod
-    def _certificate_is_a_path(cls, value: str) -> str:
-        if "\n" in value or "-----" in value:
+    def _certificate_is_a_path(cls, value: str | None) -> str | None:
+        if value and ("\n" in value or "-----" in value):
             raise ValueError("holds a certificate or a key; give the path of the certificate's file")
         return value
 
@@ -114,9 +117,15 @@ class HaproxySettings(RoleSettings):
     def problems(self, host: str) -> Iterator[Problem]:
         if self.metrics_port == self.port:
             yield Problem(host, "haproxy_metrics_port", f"is {self.port}, as haproxy_port", "give it another")
-        yield from certificates.problems(
-            host, "haproxy", self.certificate, self.private_key, name=self.server_name, name_key="haproxy_server_name"
-        )
+        if self.certificate and self.private_key:
+            yield from certificates.problems(
+                host,
+                "haproxy",
+                self.certificate,
+                self.private_key,
+                name=self.server_name,
+                name_key="haproxy_server_name",
+            )
         yield from certificates.problems(
             host,
             "haproxy_node",

@@ -34,6 +34,9 @@ EDITED = (
 # What Quench and the package manager have brought: a change of it is theirs.
 _KNOWN = "/var/lib/quench/manifest/* /var/lib/dpkg/status"
 
+# The certificate of the role acme: no run brings it, so no manifest names it.
+_ISSUED = "/var/lib/acme/tls/tls.crt"
+
 _PLAIN = (
     "/etc/default/debsums",
     "/etc/modprobe.d/quench-hardening.conf",
@@ -60,7 +63,7 @@ def audit_units(settings: HardeningSettings) -> list[str]:
 
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
     """All files of the role, for a host that has these roles beside it."""
-    values = {"settings": settings, "roles": roles, "known": _KNOWN, "expiry": EXPIRY}
+    values = {"settings": settings, "roles": roles, "known": _KNOWN, "expiry": EXPIRY, "issued": _ISSUED}
     return [
         *(ManagedFile(dest, template("hardening", dest, values)) for dest in _PLAIN),
         *(ManagedFile(dest, template("hardening", dest, values, comment="X-Quench:")) for dest in _PAM),

@@ -6,16 +6,33 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pyinfra import host
 
-from quench import Engine, Flow, LogFiles, Problem, Refused, allow, ask, install, packages, role, service
+from quench import (
+    Certificate,
+    Engine,
+    Flow,
+    LogFiles,
+    Problem,
+    Refused,
+    allow,
+    ask,
+    certificates,
+    install,
+    packages,
+    role,
+    service,
+)
 from quench.keyring import unknown_models
 from roles.nginx.files import LOGS, PACKAGES, UNIT, files, keyring_file, limits
 from roles.nginx.settings import NginxSettings
 
 
 @role(NginxSettings)
-def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
+def nginx(settings: NginxSettings, engines: Sequence[Engine], issued: Certificate) -> LogFiles:
     """TLS, keys, limits and an allow-list in front of the engines. Returns its log files."""
     problems = list(_unserved(settings, engines))
+    problems += certificates.source_problems(
+        host.name, "nginx", settings.certificate, settings.private_key, issued, settings.server_name
+    )
     problems += [
         Problem(host.name, "nginx_port", f"{engine.model} has the port {engine.port}", "give nginx another")
         for engine in engines
@@ -25,7 +42,7 @@ def nginx(settings: NginxSettings, engines: Sequence[Engine]) -> LogFiles:
         raise Refused(problems)
     allow(Flow("nginx", "in", tuple(settings.client_zones), settings.port, "clients of the models"))
     packages(PACKAGES, hold_back=[UNIT])
-    managed = files(settings, engines)
+    managed = files(settings, engines, issued)
     install("nginx", managed)
     service(UNIT, managed)
     return LOGS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quench import (
+    Certificate,
     Engine,
     LogFiles,
     Managed,
@@ -22,7 +23,8 @@ from quench.keyring import expires
 from roles.nginx.settings import NginxSettings
 
 UNIT = "nginx.service"
-KEYRING = "/etc/nginx/quench/keyring.json"
+_FOLDER = "/etc/nginx/quench"
+KEYRING = f"{_FOLDER}/keyring.json"
 _USER = "www-data"
 PACKAGES = ["nginx", "libnginx-mod-http-js"]
 LOGS = LogFiles(
@@ -37,15 +39,19 @@ LOGS = LogFiles(
 # Ubuntu 24.04 has 1.24. nginx.org/en/docs/http/ngx_http_v2_module.html
 _HTTP2_DIRECTIVE = {"debian-12": False, "debian-13": True, "ubuntu-24.04": False}
 
-# As the user and with the power that the unit has, so that it also tells whether the key can be read.
-_CHECK = (
-    f'ulimit -Sn "$(ulimit -Hn)"; setpriv --reuid={_USER} --regid={_USER} --init-groups '
-    '--inh-caps=+net_bind_service --ambient-caps=+net_bind_service nginx -t -q -g "pid /dev/null;"'
-)
+
+def _check(issued: Certificate) -> str:
+    """As the user and with the power that the unit has, so that it also tells whether the key can be read."""
+    groups = f"--groups={issued.group}" if issued.certificate else "--init-groups"
+    return (
+        f'ulimit -Sn "$(ulimit -Hn)"; setpriv --reuid={_USER} --regid={_USER} {groups} '
+        '--inh-caps=+net_bind_service --ambient-caps=+net_bind_service nginx -t -q -g "pid /dev/null;"'
+    )
 
 
-def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
-    """All files of the role, for the engines of the same host."""
+def files(settings: NginxSettings, engines: Sequence[Engine], issued: Certificate) -> list[Managed]:
+    """All files of the role, for the engines of the same host, with a certificate that it has got, or with a file."""
+    check = _check(issued)
     values: dict[str, object] = {
         "settings": settings,
         "engines": engines,
@@ -53,6 +59,9 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
         "rates": sorted({(client.requests_per_minute, client.burst) for client in settings.clients.values()}),
         "concurrencies": sorted({client.concurrent for client in settings.clients.values()}),
         "user": _USER,
+        "certificate": issued.certificate if issued.certificate else f"{_FOLDER}/tls.crt",
+        "private_key": issued.private_key if issued.certificate else f"{_FOLDER}/tls.key",
+        "groups": [issued.group] if issued.certificate else [],
         "http2_directive": _HTTP2_DIRECTIVE[settings.platform],
         "health_client": HEALTH_CLIENT,
         # Behind balancers a variable names the engine; else the script jumps to one of the locations.
@@ -61,35 +70,21 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
         else [(f"@engine_{number}", f"engine_{number}") for number, _ in enumerate(engines, 1)],
         "request_id": "$http_x_request_id" if settings.balancers else "$request_id",
     }
-    keys = [] if settings.balancers else _keys(settings, values)
-    authority = [] if not settings.balancers else [_authority(settings)]
+    keys = [] if settings.balancers else _keys(settings, values, check)
+    authority = [] if not settings.balancers else [_authority(settings, check)]
     return [
         ManagedDirectory("/var/lib/nginx", owner=_USER, group=_USER, mode=0o750),
         ManagedDirectory("/var/log/nginx", owner=_USER, group="adm", mode=0o750),
-        ManagedDirectory("/etc/nginx/quench", group=_USER, mode=0o750),
+        ManagedDirectory(_FOLDER, group=_USER, mode=0o750),
         ManagedFile(
             "/etc/nginx/nginx.conf",
             template("nginx", "/etc/nginx/nginx.conf", values),
-            check=_CHECK,
+            check=check,
             reloads=UNIT,
         ),
         *keys,
         *authority,
-        ManagedFile(
-            "/etc/nginx/quench/tls.crt",
-            settings.certificate_text(),
-            check=_CHECK,
-            reloads=UNIT,
-        ),
-        ManagedFile(
-            "/etc/nginx/quench/tls.key",
-            f"{settings.private_key}\n",
-            group=_USER,
-            mode=0o640,
-            check=_CHECK,
-            reloads=UNIT,
-            secrets=(settings.private_key,),
-        ),
+        *_pair(settings, check),
         ManagedFile(
             f"/etc/systemd/system/{UNIT}",
             template("nginx", f"/etc/systemd/system/{UNIT}", values),
@@ -99,12 +94,30 @@ def files(settings: NginxSettings, engines: Sequence[Engine]) -> list[Managed]:
     ]
 
 
-def _keys(settings: NginxSettings, values: dict[str, object]) -> list[Managed]:
+def _pair(settings: NginxSettings, check: str) -> list[Managed]:
+    """Certificate and key, if they come as files."""
+    if settings.certificate is None or settings.private_key is None:
+        return []
+    return [
+        ManagedFile(f"{_FOLDER}/tls.crt", certificates.text(settings.certificate), check=check, reloads=UNIT),
+        ManagedFile(
+            f"{_FOLDER}/tls.key",
+            f"{settings.private_key}\n",
+            group=_USER,
+            mode=0o640,
+            check=check,
+            reloads=UNIT,
+            secrets=(settings.private_key,),
+        ),
+    ]
+
+
+def _keys(settings: NginxSettings, values: dict[str, object], check: str) -> list[Managed]:
     return [
         ManagedFile(
             "/etc/nginx/quench/gateway.js",
             template("nginx", "/etc/nginx/quench/gateway.js", values, comment="//"),
-            check=_CHECK,
+            check=check,
             reloads=UNIT,
         ),
         keyring_file(settings),
@@ -123,9 +136,9 @@ def limits(settings: NginxSettings) -> set[str]:
     return rates | {f"concurrent_{client.concurrent}" for client in clients}
 
 
-def _authority(settings: NginxSettings) -> ManagedFile:
+def _authority(settings: NginxSettings, check: str) -> ManagedFile:
     text = certificates.text(settings.balancer_ca)
-    return ManagedFile("/etc/nginx/quench/balancer-ca.crt", text, check=_CHECK, reloads=UNIT)
+    return ManagedFile(f"{_FOLDER}/balancer-ca.crt", text, check=check, reloads=UNIT)
 
 
 def node(peer: Peer, engines: Sequence[Engine]) -> Node:

@@ -27,13 +27,16 @@ class NginxSettings(RoleSettings):
     )
     port: int = Field(default=443, ge=1, le=65535, description="TCP port for clients.")
     client_zones: list[str] = Field(default=["app", "dmz"], description="Zones in which clients are.")
-    certificate: str = Field(
+    certificate: str | None = Field(
+        default=None,
         repr=False,
-        description="Path, where the run starts, of the certificate and its chain, in PEM.",
+        description="Path, where the run starts, of the certificate and its chain, in PEM. Unset: acme_directory.",
         examples=["secrets/llm.example.org.crt"],
     )
-    private_key: SecretRef = Field(
-        description="Private key of the certificate, in PEM.", examples=["file:secrets/llm.example.org.key"]
+    private_key: SecretRef | None = Field(
+        default=None,
+        description="Private key of the certificate, in PEM.",
+        examples=["file:secrets/llm.example.org.key"],
     )
     clients: dict[str, Client] = Field(
         default={},
@@ -87,14 +90,10 @@ class NginxSettings(RoleSettings):
 
     @field_validator("certificate")
     @classmethod
-    def _certificate_is_a_path(cls, value: str) -> str:
-        if "\n" in value or "-----" in value:
+    def _certificate_is_a_path(cls, value: str | None) -> str | None:
+        if value and ("\n" in value or "-----" in value):
             raise ValueError("holds a certificate or a key; give the path of the certificate's file")
         return value
-
-    def certificate_text(self) -> str:
-        """The certificate and its chain, in PEM."""
-        return certificates.text(self.certificate)
 
     @override
     def problems(self, host: str) -> Iterator[Problem]:
@@ -104,6 +103,7 @@ class NginxSettings(RoleSettings):
             yield Problem(host, "nginx_clients", what, remedy)
         if self.balancers:
             yield from certificates.authority_problems(host, "nginx_balancer_ca", self.balancer_ca)
-        yield from certificates.problems(
-            host, "nginx", self.certificate, self.private_key, name=self.server_name, name_key="nginx_server_name"
-        )
+        if self.certificate and self.private_key:
+            yield from certificates.problems(
+                host, "nginx", self.certificate, self.private_key, name=self.server_name, name_key="nginx_server_name"
+            )

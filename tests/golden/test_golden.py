@@ -14,7 +14,7 @@ from quench.render import write_tree
 
 GOLDEN = Path(__file__).parent
 # Certificates are the site's own, and new for each run of the tests.
-CERTIFICATES = ("tls.crt", "client-ca.crt", "balancer-ca.crt", "node.crt", "nodes-ca.crt")
+CERTIFICATES = ("tls.crt", "client-ca.crt", "directory-ca.crt", "balancer-ca.crt", "node.crt", "nodes-ca.crt")
 # Inventory, deploy file, and the hosts, if not all.
 TREES = [
     ("example", "inference", ()),

@@ -99,11 +99,11 @@ def test_the_same_settings_give_the_same_bytes_in_another_process(nginx_data, ma
     script = (
         "import datetime, sys\n"
         "sys.path.insert(0, '.')\n"
-        "from quench import Engine, ManagedFile\n"
+        "from quench import Certificate, Engine, ManagedFile\n"
         "from roles.nginx import NginxSettings, files\n"
         "from roles.vllm.files import ROUTES\n"
         f"settings = NginxSettings.load('node1', {nginx_data | {'nginx_clients': clients}!r})\n"
-        "managed = files(settings, [Engine('a', 1, ROUTES), Engine('b', 2, ROUTES)])\n"
+        "managed = files(settings, [Engine('a', 1, ROUTES), Engine('b', 2, ROUTES)], Certificate())\n"
         "print([file.content for file in managed if isinstance(file, ManagedFile)])\n"
     )
     trees = {

@@ -1,3 +1,4 @@
+import shlex
 from ipaddress import ip_network
 from xml.etree import ElementTree
 
@@ -6,7 +7,7 @@ import pytest
 from quench import Flow
 from roles.firewall import FirewallSettings, files
 from roles.firewall.deploy import _locked_out
-from roles.firewall.files import impossible, ssh
+from roles.firewall.files import impossible, opening, ssh, ways
 
 DATA = {
     "platform": "debian-12",
@@ -256,3 +257,30 @@ def test_a_console_is_no_connection_that_could_be_cut():
 def test_networks_of_several_zones_come_sorted():
     networks = settings().networks(["management", "app"])
     assert networks == [ip_network("10.0.1.0/24"), ip_network("10.0.9.0/24"), ip_network("fd00:9::/64")]
+
+
+def test_what_a_run_needs_is_let_through_beside_what_passes():
+    vrrp = Flow("keepalived", "out", (), 0, "peers", "vrrp", ("10.0.30.9",))
+    commands = opening(settings(), [CLIENTS, MIRROR, WORLD_OUT, WORLD_IN, vrrp]).split("; ")
+    # A zone that the host does not have yet is no reason to end the run.
+    assert all(command.startswith("firewall-cmd --quiet ") and command.endswith(" || true") for command in commands)
+    words = {shlex.split(command)[2]: shlex.split(command)[3:-2] for command in commands}
+    to = 'rule family="ipv{}" destination address="{}" port port="443" protocol="tcp" accept'
+    assert words == {
+        "--policy=outgoing": [
+            f"--add-rich-rule={to.format(4, '10.0.9.0/24')}",
+            f"--add-rich-rule={to.format(6, 'fd00:9::/64')}",
+            '--add-rich-rule=rule port port="123" protocol="udp" accept',
+        ],
+        "--zone=app": ["--add-port=443/tcp"],
+        "--zone=dmz": ["--add-port=443/tcp"],
+        "--zone=closed": ["--add-port=443/tcp"],
+    }
+    assert not any(word in command for command in commands for word in ("--permanent", "--remove", "--reload"))
+
+
+def test_nothing_is_opened_where_there_is_nothing_to_open():
+    assert opening(settings(), []) == ""
+    # What the host is asked for: the files that decide on what passes, and no others.
+    names = {file.dest.rpartition("/")[2] for file in ways(files(settings(), [CLIENTS]))}
+    assert names == {"management.xml", "app.xml", "inference.xml", "closed.xml", "trusted.xml", "outgoing.xml"}

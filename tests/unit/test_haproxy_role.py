@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from quench import Engine, Node, Route
+from quench import Certificate, Engine, Node, Route
 from roles.haproxy import HaproxySettings, files
 from roles.haproxy.files import pools
 
@@ -41,7 +41,7 @@ def data(example_secrets):
 def rendered(data):
     def render(nodes=NODES, **changes):
         settings = HaproxySettings.load("lb1", data | changes)
-        return {file.dest: file.content for file in files(settings, nodes) if hasattr(file, "content")}
+        return {file.dest: file.content for file in files(settings, nodes, Certificate()) if hasattr(file, "content")}
 
     return render
 

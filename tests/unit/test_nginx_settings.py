@@ -6,8 +6,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from quench import ca
-from roles.nginx import NginxSettings
+from quench import Certificate, ca
+from roles.nginx import NginxSettings, files
 
 NAME = "llm.example.org"
 PEM = (Encoding.PEM, PrivateFormat.PKCS8)
@@ -161,9 +161,11 @@ def test_a_server_name_that_would_end_its_directive_is_refused(nginx_problems, n
     assert only(nginx_problems(nginx_server_name=name)).key == "nginx_server_name"
 
 
-def test_a_certificate_with_its_chain_is_taken_whole(nginx_data, pki, tmp_path):
+def test_a_certificate_with_its_chain_is_taken_whole(nginx_data, engines, pki, tmp_path):
     chain = (pki / f"{NAME}.crt").read_text() + (pki / "ca.crt").read_text()
     (tmp_path / "chain.crt").write_text(chain)
     settings = NginxSettings.load("node1", nginx_data | {"nginx_certificate": f"{tmp_path}/chain.crt"})
     assert list(settings.problems("node1")) == []
-    assert settings.certificate_text() == chain
+    assert {file.dest: file.content for file in files(settings, engines, Certificate()) if hasattr(file, "content")}[
+        "/etc/nginx/quench/tls.crt"
+    ] == chain

@@ -5,10 +5,10 @@ import pytest
 from quench.plan import load_inventory, make_plan
 
 DEPLOY = """
-from quench import Gpus, Slices
+from quench import Certificate, Gpus, Slices
 from roles.nginx import nginx
 from roles.vllm import vllm
-nginx(vllm(Gpus(), Slices()))
+nginx(vllm(Gpus(), Slices()), Certificate())
 """
 
 

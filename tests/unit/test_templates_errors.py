@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quench import ManagedFile
+from quench import Certificate, ManagedFile
 from roles.logrotate import LogrotateSettings
 from roles.logrotate import files as logrotate_files
 from roles.nginx import NginxSettings
@@ -54,7 +54,7 @@ def nginx_tree(nginx_data, engines, platform, make_client):
         "team-b": make_client("key-of-team-b"),
     }
     settings = NginxSettings.load("node1", nginx_data | {"platform": platform, "nginx_clients": clients})
-    return contents(nginx_files(settings, engines))
+    return contents(nginx_files(settings, engines, Certificate()))
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_no_address_that_the_client_names_is_believed(nginx_tree):
 def test_no_key_stands_in_any_file_and_its_hash_in_one_that_is_not_open(nginx_data, nginx_tree, engines):
     settings = NginxSettings.load("node1", nginx_data)
     sha256 = settings.clients["team-a"].keys[0].sha256
-    holders = [file for file in nginx_files(settings, engines) if isinstance(file, ManagedFile)]
+    holders = [file for file in nginx_files(settings, engines, Certificate()) if isinstance(file, ManagedFile)]
     holders = [file for file in holders if sha256 in file.content]
     assert [(file.dest, file.mode & 0o007) for file in holders] == [("/etc/nginx/quench/keyring.json", 0)]
     assert not any("key-of-team-a" in content for content in nginx_tree.values())
@@ -279,7 +279,7 @@ def test_a_long_answer_is_not_cut_off(nginx, values, nginx_data, engines):
 
     assert all(seconds(place["proxy_read_timeout"][0]) >= 600 for place in proxying(nginx))
     settings = NginxSettings.load("node1", nginx_data | {"nginx_answer_seconds": 1800})
-    tree = contents(nginx_files(settings, engines))
+    tree = contents(nginx_files(settings, engines, Certificate()))
     found = directives(tree["/etc/nginx/nginx.conf"])
     assert all(seconds(place["proxy_read_timeout"][0]) == 1800 for place in proxying(found))
     assert [w[1] for _, w in found if w[0] == "worker_shutdown_timeout"] == ["1800s"]

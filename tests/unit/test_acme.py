@@ -1,0 +1,196 @@
+import base64
+import os
+import subprocess
+
+import pytest
+
+from quench import ca, certificates
+from quench.contracts import Certificate
+from roles.acme import AcmeSettings, files
+from roles.acme.files import issued, wanted
+from roles.nginx import NginxSettings
+from roles.nginx import files as nginx_files
+from tests.unit.conftest import SERVER_NAME
+
+DATA = {
+    "platform": "debian-12",
+    "acme_directory": "https://ca.example.org/acme/directory",
+    "acme_names": [SERVER_NAME],
+}
+KEY = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+
+
+@pytest.fixture
+def found(problems):
+    return lambda **changes: problems(AcmeSettings, DATA | changes)
+
+
+def settings(**changes):
+    return AcmeSettings.load("node1", DATA | changes)
+
+
+def rendered(**changes):
+    return {file.dest: file for file in files(settings(**changes), "nginx.service")}
+
+
+def test_good_settings_have_no_problem(found, pki):
+    assert found() == []
+    assert found(acme_directory_ca=str(pki / "ca.crt"), acme_email="pki@example.org") == []
+    # A host that has files needs nothing of this.
+    assert found(acme_directory=None, acme_names=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("directory", "http://ca.example.org/directory", "string should match pattern"),
+        ("directory", "https://ca.example.org/a b", "string should match pattern"),
+        ("names", [], "is empty"),
+        ("names", ["*.example.org"], "string should match pattern"),
+        ("names", ["LLM.example.org"], "string should match pattern"),
+        ("names", ["llm.example.org\nserver = x"], "string should match pattern"),
+        ("email", "pki", "string should match pattern"),
+        ("directory_ca", "/no/such/ca.crt", "No such file"),
+        ("renew_days", 0, "greater than or equal to 1"),
+    ],
+)
+def test_bad_settings_are_one_problem_in_one_line(found, key, value, what):
+    (problem,) = found(**{f"acme_{key}": value})
+    assert problem.key.startswith(f"acme_{key}")
+    assert what in problem.what
+    assert problem.remedy and "\n" not in str(problem)
+
+
+def test_half_an_account_is_refused(found, monkeypatch):
+    monkeypatch.setenv("QUENCH_TEST_ACME", KEY)
+    assert [problem.key for problem in found(acme_account_id="4711")] == ["acme_account_key"]
+    assert [problem.key for problem in found(acme_account_key="env:QUENCH_TEST_ACME")] == ["acme_account_id"]
+    assert found(acme_account_id="4711", acme_account_key="env:QUENCH_TEST_ACME") == []
+
+
+def test_the_accounts_key_is_for_root_and_certbot(monkeypatch):
+    monkeypatch.setenv("QUENCH_TEST_ACME", KEY)
+    ini = rendered(acme_account_id="4711", acme_account_key="env:QUENCH_TEST_ACME")["/etc/acme/certbot.ini"]
+    assert (ini.mode, ini.owner, ini.group) == (0o640, "root", "acme")
+    assert KEY not in ini.content and f"eab-hmac-key = {KEY}".encode() in ini.revealed()
+
+
+def test_another_ca_or_other_names_need_another_certificate():
+    first = wanted(settings())
+    assert wanted(settings(acme_names=[SERVER_NAME, "b.example.org"])) != first
+    assert wanted(settings(acme_directory="https://other.example.org/directory")) != first
+    # And each CA its own account.
+    folders = {
+        line
+        for directory in ("https://a.example.org/d", "https://b.example.org/d")
+        for line in rendered(acme_directory=directory)["/etc/acme/certbot.ini"].content.splitlines()
+        if line.startswith("config-dir")
+    }
+    assert len(folders) == 2
+
+
+def test_a_server_has_exactly_one_certificate(nginx_data):
+    by_ca = issued(settings())
+    data = {key: value for key, value in nginx_data.items() if key not in ("nginx_certificate", "nginx_private_key")}
+
+    def keys(data, certificate):
+        given = NginxSettings.load("node1", data)
+        source = (given.certificate, given.private_key, certificate, given.server_name)
+        return [problem.key for problem in certificates.source_problems("node1", "nginx", *source)]
+
+    assert keys(nginx_data, Certificate()) == [] and keys(data, by_ca) == []
+    assert keys(data, Certificate()) == ["nginx_certificate", "nginx_private_key"]
+    assert keys(nginx_data, by_ca) == ["nginx_certificate"]
+    assert keys(data | {"nginx_server_name": "other.example.org"}, by_ca) == ["acme_names"]
+
+
+def test_a_server_reads_what_the_ca_gave_and_brings_no_pair_of_its_own(nginx_data, engines):
+    by_ca = Certificate("/var/lib/acme/tls/tls.crt", "/var/lib/acme/tls/tls.crt.key", "acme", (SERVER_NAME,))
+    data = nginx_data | {"nginx_certificate": None, "nginx_private_key": None}
+    found = {file.dest: file for file in nginx_files(NginxSettings.load("node1", data), engines, by_ca)}
+    assert [path for path in found if "tls" in path] == []
+    assert "ssl_certificate_key /var/lib/acme/tls/tls.crt.key;" in found["/etc/nginx/nginx.conf"].content
+    # The key is open to the service alone, not to all that runs as its user.
+    assert "SupplementaryGroups=acme\n" in found["/etc/systemd/system/nginx.service"].content
+    assert "--groups=acme " in found["/etc/nginx/nginx.conf"].check
+
+
+@pytest.fixture
+def host(tmp_path, me):
+    """The two scripts in a tree of their own, with commands that say what they were called with."""
+    folder, commands = tmp_path / "acme", tmp_path / "bin"
+    live = None
+    for path in (folder / "certbot", commands):
+        path.mkdir(parents=True)
+    for name, body in {
+        "setpriv": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "systemctl": f'echo "$*" >>{tmp_path}/said',
+        "chgrp": "true",
+        "certbot": f'echo "certbot $*" >>{tmp_path}/said',
+    }.items():
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+
+    def script(name):
+        text = rendered()[f"/usr/local/lib/quench/{name}"].content.replace("/var/lib/acme", str(folder))
+        (tmp_path / name).write_text(text)
+        done = subprocess.run(
+            ["sh", str(tmp_path / name)], env={**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        said = (tmp_path / "said").read_text().splitlines() if (tmp_path / "said").exists() else []
+        (tmp_path / "said").unlink(missing_ok=True)
+        return done.returncode, done.stderr, said
+
+    def deliver(days=90, key=None):
+        """As certbot does."""
+        nonlocal live
+        ini = rendered()["/etc/acme/certbot.ini"].content
+        config = next(line.split(" = ")[1] for line in ini.splitlines() if line.startswith("config-dir"))
+        live = folder / config.removeprefix("/var/lib/acme/") / "live" / "quench"
+        live.mkdir(parents=True, exist_ok=True)
+        authority = tmp_path / base64.b32encode(os.urandom(5)).decode()
+        ca.create(authority, "An ACME CA")
+        certificate, private = ca.issue(authority, [SERVER_NAME], days=days)
+        (live / "fullchain.pem").write_text(certificate.read_text())
+        (live / "privkey.pem").write_text(key or private.read_text())
+        return certificate.read_text(), private.read_text()
+
+    return folder, script, deliver
+
+
+def test_the_service_gets_certificate_and_key_at_once_and_is_reloaded(host):
+    folder, script, deliver = host
+    assert script("acme-take") == (0, "", [])  # nothing is there yet
+    for _ in range(2):
+        certificate, key = deliver()
+        code, _, said = script("acme-take")
+        assert (code, said) == (0, ["is-active --quiet nginx.service", "reload nginx.service"])
+        assert (folder / "tls" / "tls.crt").read_text() == certificate
+        assert (folder / "tls" / "tls.crt.key").read_text().strip() == key.strip()
+        assert (folder / "tls" / "tls.crt.key").stat().st_mode & 0o777 == 0o640
+        # Nothing is done twice, and nothing of before is kept.
+        assert script("acme-take") == (0, "", [])
+        assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["certbot", "pair", "tls"]
+
+
+def test_a_key_of_another_certificate_is_not_taken(host):
+    folder, script, deliver = host
+    certificate, other = deliver()
+    assert script("acme-take")[0] == 0
+    deliver(key=other)
+    code, said, _ = script("acme-take")
+    assert code == 1 and "no pair" in said
+    assert (folder / "tls" / "tls.crt").read_text() == certificate
+
+
+def test_the_ca_is_asked_once_the_end_is_near_and_not_before(host):
+    _, script, deliver = host
+    asked = ["certbot certonly --config /etc/acme/certbot.ini"]
+    assert script("acme-renew")[2] == asked
+    deliver(days=90)
+    script("acme-take")
+    assert script("acme-renew")[2] == []
+    deliver(days=29)
+    script("acme-take")
+    assert script("acme-renew")[2] == asked
