@@ -358,7 +358,8 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
         "--security-opt=unmask=/proc/sys",
         *machine.run_flags,
         image,
-        "/sbin/init",
+        # podman mounts a /tmp for systemd; it is the host's own to decide on that.
+        *("sh", "-c", "umount /tmp; exec /sbin/init"),
     )
 
 

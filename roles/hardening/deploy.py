@@ -19,7 +19,7 @@ def hardening(settings: HardeningSettings, engines: Sequence[Engine] = ()) -> Lo
     managed = files(settings, sorted({flow.role for flow in allowed()}))
     install("hardening", managed, guard=settings.rollback_seconds, beside=EDITED)
     compilers = next((engine.group for engine in engines), "root")
-    words = (compilers, str(settings.password_days))
+    words = (compilers, str(settings.password_days), settings.tmp_options())
     services([SSHD, JOURNALD, *audit_units(settings), *(f"{name}.timer" for name in TIMERS)], managed)
     ensure(
         "Harden what belongs to the distribution",

@@ -22,6 +22,7 @@ LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reop
 # What host.sh changes in files that belong to the distribution: they go back together with the role's own.
 EDITED = (
     "/etc/bash.bashrc",
+    "/etc/fstab",
     "/etc/login.defs",
     "/etc/pam.d/common-account",
     "/etc/pam.d/common-auth",
@@ -38,6 +39,7 @@ _KNOWN = "/var/lib/quench/manifest/* /var/lib/dpkg/status"
 _ISSUED = "/var/lib/acme/tls/tls.crt"
 
 _PLAIN = (
+    "/etc/apt/apt.conf.d/53quench-tmp",
     "/etc/default/debsums",
     "/etc/modprobe.d/quench-hardening.conf",
     "/etc/profile.d/quench.sh",

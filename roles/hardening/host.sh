@@ -1,6 +1,6 @@
-# What belongs to the distribution and is changed in place. Arguments: ask|mend COMPILERS_GROUP PASSWORD_DAYS
+# What belongs to the distribution and is changed in place. Arguments: ask|mend COMPILERS_GROUP PASSWORD_DAYS TMP_OPTIONS
 # `ask` prints a line for each thing that is amiss and changes nothing; `mend` mends these.
-mode=$1 compilers=$2 password_days=$3
+mode=$1 compilers=$2 password_days=$3 tmp_options=$4
 
 item() { # NAME TEST MEND
     eval "$2" && return
@@ -12,6 +12,36 @@ setting() { # FILE KEY VALUE, as in login.defs(5)
 }
 line() { # FILE LINE
     item "$1: $2" "grep -qsxF '$2' $1" "echo '$2' >>$1"
+}
+
+has_all() { # OPTIONS, all of which mount(8) has to know of $point
+    for option in $(echo "$options" | tr , ' '); do
+        case ,$1, in *,"$option",*) ;; *) return 1 ;; esac
+    done
+}
+in_fstab() { awk -v point="$point" '$1 !~ /^#/ && $2 == point { print $4 }' /etc/fstab 2>/dev/null; }
+fstab_options() { # those that are missing, and no other word of the file
+    new=$(awk -v point="$point" -v options="$options" '
+        $1 !~ /^#/ && $2 == point {
+            count = split(options, wanted, ",")
+            for (i = 1; i <= count; i++) if (index("," $4 ",", "," wanted[i] ",") == 0) $4 = $4 "," wanted[i]
+        }
+        { print }' /etc/fstab) && printf '%s\n' "$new" >/etc/fstab
+}
+fstab_line() { # after a last line that may have no end
+    { [ -z "$(tail -c 1 /etc/fstab 2>/dev/null)" ] || echo; echo "$type $point $type $options 0 0"; } >>/etc/fstab
+}
+mounted() { # POINT OPTIONS [TYPE]: a file system of its own there has these; with TYPE there is to be one
+    point=$1 options=$2 type=${3:-}
+    have=$(in_fstab)
+    if [ -n "$have" ]; then
+        item "/etc/fstab: $point" 'has_all "$have"' fstab_options
+    elif [ -n "$type" ]; then
+        item "/etc/fstab: $point" false fstab_line
+    fi
+    # What is mounted by now. A /tmp that is a folder of the root's stays one until the next boot.
+    now=$(findmnt --noheadings --output OPTIONS --mountpoint "$point" 2>/dev/null | tail -n 1)
+    [ -z "$now" ] || item "$point: $options" 'has_all "$now"' 'mount -o "remount,$options" "$point"'
 }
 
 setting /etc/login.defs PASS_MAX_DAYS "$password_days"
@@ -36,6 +66,16 @@ hash=$(cd /usr/share/pam-configs && cat $profiles | sha256sum)
 stamp=/var/lib/quench/converged/pam
 item 'PAM' '[ "$(cat $stamp 2>/dev/null)" = "$hash" ] && grep -qs pam_faillock.so /etc/pam.d/common-auth' \
     'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable $profiles pwquality && echo "$hash" >$stamp'
+
+# Programs come from packages, and not from where everybody writes. What is no file system of its own stays as it is, but
+# for /tmp and /dev/shm. Engines load what they compile from a folder of theirs: TMPDIR in their environment. [CIS 1.1.2]
+mounted /tmp "$tmp_options" tmpfs
+mounted /dev/shm nosuid,nodev,noexec tmpfs
+mounted /home nosuid,nodev
+mounted /var nosuid,nodev
+mounted /var/tmp nosuid,nodev,noexec
+mounted /var/log nosuid,nodev,noexec
+mounted /var/log/audit nosuid,nodev,noexec
 
 # systemd-journald.service(8): a new journald writes to memory until it is told that the disk is there.
 item 'journal' '[ -z "$(ls -d /run/log/journal/*/system.journal 2>/dev/null)" ]' 'journalctl --flush'

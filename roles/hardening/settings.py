@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from quench.settings import RoleSettings
 
-Relaxation = Literal["password-login", "root-login", "tcp-forwarding"]
+Relaxation = Literal["password-login", "root-login", "tcp-forwarding", "tmp-exec"]
 
 
 class HardeningSettings(RoleSettings):
@@ -60,10 +60,15 @@ class HardeningSettings(RoleSettings):
         default={},
         description=(
             "What is relaxed, with the reason, which is rendered for the auditor. `password-login`: SSH by password; "
-            "`root-login`: root by key; `tcp-forwarding`: the host is a way to others."
+            "`root-login`: root by key; `tcp-forwarding`: the host is a way to others; `tmp-exec`: programs run from "
+            "/tmp."
         ),
         examples=[{"tcp-forwarding": "jump host of the management zone, change 4711"}],
     )
+
+    def tmp_options(self) -> str:
+        """What /tmp is mounted with."""
+        return "nosuid,nodev" if "tmp-exec" in self.relaxations else "nosuid,nodev,noexec"
 
     @field_validator("relaxations")
     @classmethod

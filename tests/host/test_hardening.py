@@ -25,7 +25,8 @@ def sshd(host: Host) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def relaxed(host: Host) -> set[str]:
     """What is relaxed on this host, by the comments that say so."""
-    text = host.file("/etc/ssh/sshd_config.d/00-quench.conf").content_string
+    paths = ("/etc/ssh/sshd_config.d/00-quench.conf", "/etc/apt/apt.conf.d/53quench-tmp")
+    text = "".join(host.file(path).content_string for path in paths)
     return {line.split()[4].rstrip(":") for line in text.splitlines() if line.startswith("# Relaxed by ")}
 
 
@@ -50,6 +51,17 @@ def test_the_host_forwards_for_nobody(sshd: dict[str, str], relaxed: set[str]) -
 def test_sshd_has_no_weak_cipher(sshd: dict[str, str]) -> None:
     assert not [name for name in sshd["ciphers"].split(",") if "cbc" in name or "3des" in name or "ctr" in name]
     assert all(name.endswith("-etm@openssh.com") for name in sshd["macs"].split(","))
+
+
+@pytest.mark.parametrize("point", ["/tmp", "/dev/shm"])
+def test_no_program_runs_from_where_everybody_writes(host: Host, relaxed: set[str], point: str) -> None:
+    wanted = {"nosuid", "nodev", "noexec"} - ({"noexec"} if point == "/tmp" and "tmp-exec" in relaxed else set())
+    rows = [line.split() for line in host.file("/etc/fstab").content_string.splitlines() if line.strip()]
+    (options,) = [row[3] for row in rows if not row[0].startswith("#") and row[1] == point]
+    assert wanted <= set(options.split(","))
+    # A /tmp that is a folder of the root's becomes a file system of its own with the next boot.
+    now = host.run("findmnt --noheadings --output OPTIONS --mountpoint %s", point).stdout.strip()
+    assert not now or wanted <= set(now.split(","))
 
 
 def test_sshd_runs_with_the_files_that_are_there(unit: Callable[[str], Unit]) -> None:

@@ -1,5 +1,9 @@
+import re
+import subprocess
+
 import pytest
 
+from quench.files import CHECKOUT
 from roles.hardening import HardeningSettings, files
 
 DATA = {"platform": "debian-12"}
@@ -46,6 +50,90 @@ def test_the_host_is_a_way_to_no_other():
     assert options(sshd()).items() >= wanted.items()
     # pyinfra brings files by SFTP, which DisableForwarding and a ForceCommand would leave alone or break.
     assert "ForceCommand" not in sshd()
+
+
+def test_a_relaxation_of_tmp_stands_in_a_file_with_its_reason_too():
+    path = "/etc/apt/apt.conf.d/53quench-tmp"
+    assert 'TempDir "/var/cache/apt";' in rendered()[path]
+    relaxed = {"tmp-exec": "an agent unpacks itself there, change 4711"}
+    text = rendered(hardening_relaxations=relaxed)[path]
+    assert "# Relaxed by hardening_relaxations, tmp-exec: an agent unpacks itself there, change 4711\n" in text
+    assert "TempDir" not in text
+    assert HardeningSettings.load("node1", DATA).tmp_options() == "nosuid,nodev,noexec"
+    assert HardeningSettings.load("node1", DATA | {"hardening_relaxations": relaxed}).tmp_options() == "nosuid,nodev"
+
+
+@pytest.fixture
+def mounts(tmp_path):
+    """host.sh's part on mounts, with an fstab and a findmnt of our own.
+
+    What it says, what it remounts, and the fstab after it.
+    """
+    script = (CHECKOUT / "roles" / "hardening" / "host.sh").read_text()
+    functions = re.findall(r"^\w+\(\) \{.*?^\}\n|^in_fstab.*\n", script, re.MULTILINE | re.DOTALL)
+    calls = [line for line in script.splitlines() if line.startswith("mounted /")]
+    assert len(calls) == 7
+    fstab = tmp_path / "fstab"
+    for name, body in {
+        "findmnt": f'while [ "$1" != --mountpoint ]; do shift; done; sed -n "s,^$2 ,,p" {tmp_path}/mounted',
+        "mount": f'echo "$*" >>{tmp_path}/said',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(mode, before, mounted="", tmp="nosuid,nodev,noexec"):
+        if before is not None:
+            fstab.write_text(before)
+        (tmp_path / "mounted").write_text(mounted)
+        (tmp_path / "said").write_text("")
+        text = "\n".join([f"mode={mode} tmp_options={tmp}", *functions, *calls]).replace("/etc/fstab", str(fstab))
+        done = subprocess.run(
+            ["sh", "-c", text], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        return done.stdout.splitlines(), (tmp_path / "said").read_text().splitlines(), fstab.read_text()
+
+    return run
+
+
+OURS = "tmpfs /tmp tmpfs nosuid,nodev,noexec 0 0\ntmpfs /dev/shm tmpfs nosuid,nodev,noexec 0 0\n"
+
+
+# Also where the last line has no end, and where there is no file yet.
+@pytest.mark.parametrize("before", ["", "# nothing yet", "UUID=1 / ext4 errors=remount-ro 0 1", None])
+def test_tmp_and_shared_memory_get_a_line_in_fstab_once(mounts, before):
+    if before is not None:
+        said, _, after = mounts("ask", before)
+        assert len(said) == 2 and after == before
+    _, remounted, after = mounts("mend", before)
+    assert after == (f"{before}\n" if before else "") + OURS
+    assert remounted == []
+    assert mounts("ask", after)[0] == []
+
+
+def test_what_is_a_file_system_of_its_own_gets_the_options_that_it_lacks(mounts):
+    before = (
+        "# /tmp is the operator's\n/dev/sda3 /tmp ext4 defaults,nodev 0 2\n/dev/sda4\t/home\txfs\tnosuid,nodev 0 2\n"
+        "LABEL=log /var/log ext4 rw,noexec 0 2\n/dev/sda5 /data ext4 defaults 0 2\n" + OURS.splitlines()[1] + "\n"
+    )
+    mounted = "/tmp rw,nodev,relatime\n/var/log rw,noexec\n/dev/shm rw,nosuid,nodev,noexec\n"
+    said, remounted, after = mounts("mend", before, mounted)
+    assert said == []
+    assert remounted == ["-o remount,nosuid,nodev,noexec /tmp", "-o remount,nosuid,nodev,noexec /var/log"]
+    assert after.splitlines() == [
+        "# /tmp is the operator's",
+        "/dev/sda3 /tmp ext4 defaults,nodev,nosuid,noexec 0 2",
+        "/dev/sda4\t/home\txfs\tnosuid,nodev 0 2",
+        "LABEL=log /var/log ext4 rw,noexec,nosuid,nodev 0 2",
+        "/dev/sda5 /data ext4 defaults 0 2",
+        OURS.splitlines()[1],
+    ]
+    healed = "/tmp rw,nosuid,nodev,noexec\n/var/log rw,nosuid,nodev,noexec\n"
+    assert mounts("ask", after, healed)[0] == []
+
+
+def test_with_the_relaxation_programs_run_from_tmp(mounts):
+    assert "tmpfs /tmp tmpfs nosuid,nodev 0 0\n" in mounts("mend", "", tmp="nosuid,nodev")[2]
 
 
 @pytest.mark.parametrize(
