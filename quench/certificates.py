@@ -83,8 +83,9 @@ def source_problems(
         if private_key is None:
             yield Problem(host, f"{prefix}_private_key", "is not set", "name the key of the certificate")
         return
-    if path is not None:
-        yield Problem(host, key, "is set beside acme_directory", "choose one of them")
+    for setting, value in ((key, path), (f"{prefix}_private_key", private_key)):
+        if value is not None:
+            yield Problem(host, setting, "is set beside acme_directory", "choose one of them")
     if name not in issued.names:
         yield Problem(host, "acme_names", f"{name} is not among them", f"add {prefix}_server_name")
 

@@ -45,6 +45,13 @@ def acme(settings: AcmeSettings, reloads: str) -> Certificate:
     account(USER, home="/nonexistent")
     managed = files(settings, reloads)
     install("acme", managed)
+    # A host may have had it before Quench. What the roles after this one bring has no use for the port.
+    ensure(
+        "Stop the nginx of the package, which has port 80",
+        "case $(systemctl show --property=FragmentPath --value nginx.service) in "
+        "/lib/* | /usr/lib/*) systemctl is-active nginx.service | grep -x active ;; esac; true",
+        "systemctl stop nginx.service",
+    )
     ensure(
         f"Have a certificate for {', '.join(settings.names)}",
         f'[ "$(cat {CERTIFICATE}.wanted 2>/dev/null)" = {wanted(settings)} ] && '

@@ -23,12 +23,13 @@ from quench import (
     shell_script,
 )
 from quench import packages as install_packages
-from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, opening, packages, ssh, ways
+from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, opening, opening_of_another, packages, ssh, ways
 from roles.firewall.settings import FirewallSettings
 
 _PROBE = Path(__file__).parent / "probe.sh"
-# What the last run that came to its end has brought.
+# What the last run that came to its end has brought, and that firewalld has read it.
 _MANIFEST = "/var/lib/quench/manifest/firewall"
+_READ = f"/var/lib/quench/converged/{FIREWALLD}.reload"
 
 
 @role(FirewallSettings)
@@ -51,7 +52,7 @@ def firewall(settings: FirewallSettings) -> None:
 
 @role(FirewallSettings, partial=True)
 def firewall_ahead(settings: FirewallSettings) -> None:
-    """Let through what this run will need, on a host whose firewall is in place already. First in a deploy file.
+    """Let through what this run will need, on a host that has a firewall already. First in a deploy file.
 
     Such as a mirror, or a CA, that the inventory has not named before: the roles between this and `firewall` ask it.
     What passed so far passes on, since it may serve until they are done.
@@ -60,8 +61,11 @@ def firewall_ahead(settings: FirewallSettings) -> None:
     digests = " ".join(file.sha256() for file in ways(files(settings, flows)))
     ensure(
         "Let through what this run needs beside what passes already",
-        f'[ ! -e {_MANIFEST} ] || for digest in {digests}; do grep -q "^$digest " {_MANIFEST} || echo new; done',
-        f"! systemctl is-active --quiet {FIREWALLD} || {{ {opening(settings, flows) or ':'}; }}",
+        f"! systemctl is-active --quiet {FIREWALLD} || "
+        f'for digest in {digests}; do grep -qs "^$digest " {_MANIFEST} || echo new; done',
+        # Without the stamp the next run that gets to the firewall reloads it, also one with another inventory.
+        f"rm -f {_READ}; if [ -e {_MANIFEST} ]; then {opening(settings, flows)}; "
+        f"else {opening_of_another(settings, flows)}; fi",
     )
 
 

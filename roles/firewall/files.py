@@ -147,20 +147,38 @@ def _destinations(settings: FirewallSettings, flows: Sequence[Flow]) -> dict[Por
 
 def opening(settings: FirewallSettings, flows: Sequence[Flow]) -> str:
     """Shell that lets flows through beside what passes already, until firewalld is reloaded: firewall-cmd(1)."""
-    rules = []
-    for (port, protocol), networks in _destinations(settings, flows).items():
-        for network in networks if port else ():
-            where = f'family="ipv{network.version}" destination address="{network}" ' if network else ""
-            rules.append(f'rule {where}port port="{port}" protocol="{protocol}" accept')
-    added = {"policy=outgoing": [f"rich-rule={rule}" for rule in rules]}
+    rules = [
+        _rule("destination", network, port)
+        for port, networks in _destinations(settings, flows).items()
+        for network in (networks if port[0] else ())
+    ]
+    added = {"--policy=outgoing": [f"--add-rich-rule={rule}" for rule in rules]}
     for zone, name in {**{zone: zone for zone in settings.zones}, "closed": WORLD}.items():
-        added[f"zone={zone}"] = [f"port={port}/{protocol}" for port, protocol in _ports(flows, name)]
+        added[f"--zone={zone}"] = [f"--add-port={port}/{protocol}" for port, protocol in _ports(flows, name)]
     # A zone that is new as well comes with its file.
-    return "; ".join(
-        shlex.join(["firewall-cmd", "--quiet", f"--{place}", *(f"--add-{what}" for what in whats)]) + " || true"
-        for place, whats in added.items()
-        if whats
-    )
+    return "; ".join(f"{_firewall_cmd(place, *words)} || true" for place, words in added.items() if words) or ":"
+
+
+def opening_of_another(settings: FirewallSettings, flows: Sequence[Flow]) -> str:
+    """The same for the firewalld of a host that Quench has not been on: it knows no zone, and lets everything out."""
+    zones: dict[str, list[Network | None]] = {zone: [*settings.networks([zone])] for zone in settings.zones}
+    zones[WORLD] = [None]
+    rules = [
+        _rule("source", network, port)
+        for zone, networks in zones.items()
+        for port in _ports(flows, zone)
+        for network in networks
+    ]
+    return _firewall_cmd(*(f"--add-rich-rule={rule}" for rule in rules)) if rules else ":"
+
+
+def _rule(side: str, network: Network | None, port: Port) -> str:
+    where = f'family="ipv{network.version}" {side} address="{network}" ' if network else ""
+    return f'rule {where}port port="{port[0]}" protocol="{port[1]}" accept'
+
+
+def _firewall_cmd(*words: str) -> str:
+    return shlex.join(["firewall-cmd", "--quiet", *words])
 
 
 def ways(managed: Sequence[Managed]) -> list[ManagedFile]:

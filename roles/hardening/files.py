@@ -19,6 +19,8 @@ EXPIRY = "/usr/local/lib/quench/certificate-expiry"
 PACKAGES = ["aide", "auditd", "debsums", "libpam-pwquality", "libpam-tmpdir", "needrestart", "openssl"]
 LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reopen=":")
 
+# Is there until the next boot, if /tmp is to be mounted then.
+TMP_LATER = "/run/quench-tmp-later"
 # What host.sh changes in files that belong to the distribution: they go back together with the role's own.
 EDITED = (
     "/etc/bash.bashrc",
@@ -50,6 +52,7 @@ _PLAIN = (
     "/etc/sysctl.d/99-zz-quench.conf",
     "/etc/systemd/coredump.conf.d/quench.conf",
     "/etc/systemd/system/apt-daily-upgrade.service.d/quench.conf",
+    "/etc/systemd/system/tmp.mount.d/quench.conf",
 )
 _PAM = (
     "/usr/share/pam-configs/quench-faillock",
@@ -65,7 +68,14 @@ def audit_units(settings: HardeningSettings) -> list[str]:
 
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
     """All files of the role, for a host that has these roles beside it."""
-    values = {"settings": settings, "roles": roles, "known": _KNOWN, "expiry": EXPIRY, "issued": _ISSUED}
+    values = {
+        "settings": settings,
+        "roles": roles,
+        "known": _KNOWN,
+        "expiry": EXPIRY,
+        "issued": _ISSUED,
+        "tmp_later": TMP_LATER,
+    }
     return [
         *(ManagedFile(dest, template("hardening", dest, values)) for dest in _PLAIN),
         *(ManagedFile(dest, template("hardening", dest, values, comment="X-Quench:")) for dest in _PAM),

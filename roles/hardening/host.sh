@@ -1,6 +1,7 @@
 # What belongs to the distribution and is changed in place. Arguments: ask|mend COMPILERS_GROUP PASSWORD_DAYS TMP_OPTIONS
+# TMP_LATER
 # `ask` prints a line for each thing that is amiss and changes nothing; `mend` mends these.
-mode=$1 compilers=$2 password_days=$3 tmp_options=$4
+mode=$1 compilers=$2 password_days=$3 tmp_options=$4 tmp_later=$5
 
 item() { # NAME TEST MEND
     eval "$2" && return
@@ -29,18 +30,19 @@ fstab_options() { # those that are missing, and no other word of the file
         { print }' /etc/fstab) && printf '%s\n' "$new" >/etc/fstab
 }
 fstab_line() { # after a last line that may have no end
+    # As long as this is there, tmp.mount does not start: until the next boot.
+    [ "$point" != /tmp ] || [ -n "$now" ] || : >"$tmp_later"
     { [ -z "$(tail -c 1 /etc/fstab 2>/dev/null)" ] || echo; echo "$type $point $type $options 0 0"; } >>/etc/fstab
 }
 mounted() { # POINT OPTIONS [TYPE]: a file system of its own there has these; with TYPE there is to be one
     point=$1 options=$2 type=${3:-}
     have=$(in_fstab)
+    now=$(findmnt --noheadings --output OPTIONS --mountpoint "$point" 2>/dev/null | tail -n 1)
     if [ -n "$have" ]; then
         item "/etc/fstab: $point" 'has_all "$have"' fstab_options
     elif [ -n "$type" ]; then
         item "/etc/fstab: $point" false fstab_line
     fi
-    # What is mounted by now. A /tmp that is a folder of the root's stays one until the next boot.
-    now=$(findmnt --noheadings --output OPTIONS --mountpoint "$point" 2>/dev/null | tail -n 1)
     [ -z "$now" ] || item "$point: $options" 'has_all "$now"' 'mount -o "remount,$options" "$point"'
 }
 

@@ -17,7 +17,19 @@ from typing import Any
 import pytest
 from cryptography import x509
 from fleets import lost, wait
-from support import CHECKOUT, DEPLOY, MODEL, STOCK, Node, Run, hosts_of, run_pyinfra, write, write_inventory
+from support import (
+    BALANCER_DEPLOY,
+    CHECKOUT,
+    DEPLOY,
+    MODEL,
+    STOCK,
+    Node,
+    Run,
+    hosts_of,
+    run_pyinfra,
+    write,
+    write_inventory,
+)
 
 from quench import ca
 from quench.lab import fleet
@@ -214,3 +226,24 @@ def test_a_host_goes_back_to_files(house: House, tmp_path: Path) -> None:
     assert house.node.root("systemctl is-active acme-renew.timer", check=False) == "inactive"
     assert house.node.root("ls /etc/acme/* /usr/local/lib/quench/acme-*", check=False) == ""
     assert house.node.request("/v1/models", key=house.node.key)[0] == 200
+
+
+def test_a_balancer_gets_its_certificate_and_renews_it(house: House, tmp_path: Path) -> None:
+    """Last, since the node lets in nobody but balancers from then on."""
+    lab = fleet.up_hosts("test-acme", [HostSpec("lb1", zone="dmz", packages=STOCK)], engine="stand-in")
+    balancer = House(Node(lab, "lb1"), house.authority, {})
+    # podman has mounted the file there, so it cannot be replaced by another.
+    moved = f"sed 's/^.* {NAME}$/{balancer.node.address} {NAME}/' /etc/hosts >/run/hosts"
+    house.authority.root(f"{moved}; cat /run/hosts >/etc/hosts")
+    own = {key: value for key, value in house.changes.items() if key.startswith("acme_")}
+    files = {"haproxy_server_name": NAME, "haproxy_certificate": None, "haproxy_private_key": None}
+    inventory = write_inventory(tmp_path, {"lb1": {**own, **files}})
+    words = ("-y", "--json", "--limit", "lb1")
+    run = run_pyinfra(balancer.node, *words, inventory=inventory, deploy=BALANCER_DEPLOY)
+    assert run.code == 0, run.text[-4000:]
+    before = balancer.shown().serial_number
+    again = run_pyinfra(balancer.node, *words, inventory=inventory, deploy=BALANCER_DEPLOY)
+    assert (again.code, again.totals["success"]) == (0, 0), again.text[-3000:]
+    balancer.node.root("sed -i 's/-checkend [0-9]*/-checkend 31536000/' /usr/local/lib/quench/acme-renew")
+    balancer.node.root("systemctl start acme-renew.service")
+    assert wait(lambda: balancer.shown().serial_number != before, 5)

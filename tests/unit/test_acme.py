@@ -100,7 +100,7 @@ def test_a_server_has_exactly_one_certificate(nginx_data):
 
     assert keys(nginx_data, Certificate()) == [] and keys(data, by_ca) == []
     assert keys(data, Certificate()) == ["nginx_certificate", "nginx_private_key"]
-    assert keys(nginx_data, by_ca) == ["nginx_certificate"]
+    assert keys(nginx_data, by_ca) == ["nginx_certificate", "nginx_private_key"]
     assert keys(data | {"nginx_server_name": "other.example.org"}, by_ca) == ["acme_names"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from quench import Flow
 from roles.firewall import FirewallSettings, files
 from roles.firewall.deploy import _locked_out
-from roles.firewall.files import impossible, opening, ssh, ways
+from roles.firewall.files import impossible, opening, opening_of_another, ssh, ways
 
 DATA = {
     "platform": "debian-12",
@@ -279,8 +279,18 @@ def test_what_a_run_needs_is_let_through_beside_what_passes():
     assert not any(word in command for command in commands for word in ("--permanent", "--remove", "--reload"))
 
 
+def test_a_firewalld_of_somebody_else_is_told_networks_and_no_zones():
+    command = opening_of_another(settings(), [CLIENTS, MIRROR, WORLD_IN])
+    assert shlex.split(command) == [
+        "firewall-cmd",
+        "--quiet",
+        '--add-rich-rule=rule family="ipv4" source address="10.0.1.0/24" port port="443" protocol="tcp" accept',
+        '--add-rich-rule=rule port port="443" protocol="tcp" accept',
+    ]
+
+
 def test_nothing_is_opened_where_there_is_nothing_to_open():
-    assert opening(settings(), []) == ""
+    assert opening(settings(), []) == opening_of_another(settings(), [MIRROR]) == ":"
     # What the host is asked for: the files that decide on what passes, and no others.
     names = {file.dest.rpartition("/")[2] for file in ways(files(settings(), [CLIENTS]))}
     assert names == {"management.xml", "app.xml", "inference.xml", "closed.xml", "trusted.xml", "outgoing.xml"}

@@ -5,6 +5,7 @@ import pytest
 
 from quench.files import CHECKOUT
 from roles.hardening import HardeningSettings, files
+from roles.hardening.files import TMP_LATER
 
 DATA = {"platform": "debian-12"}
 
@@ -86,7 +87,8 @@ def mounts(tmp_path):
             fstab.write_text(before)
         (tmp_path / "mounted").write_text(mounted)
         (tmp_path / "said").write_text("")
-        text = "\n".join([f"mode={mode} tmp_options={tmp}", *functions, *calls]).replace("/etc/fstab", str(fstab))
+        arguments = f"mode={mode} tmp_options={tmp} tmp_later={tmp_path}/later"
+        text = "\n".join([arguments, *functions, *calls]).replace("/etc/fstab", str(fstab))
         done = subprocess.run(
             ["sh", "-c", text], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True
         )
@@ -109,6 +111,20 @@ def test_tmp_and_shared_memory_get_a_line_in_fstab_once(mounts, before):
     assert after == (f"{before}\n" if before else "") + OURS
     assert remounted == []
     assert mounts("ask", after)[0] == []
+
+
+def test_a_tmp_that_is_a_folder_waits_for_the_next_boot(mounts, tmp_path):
+    mounts("ask", "")
+    assert not (tmp_path / "later").exists()
+    mounts("mend", "")
+    assert (tmp_path / "later").exists()
+    condition = f"ConditionPathExists=!{TMP_LATER}\n"
+    assert condition in rendered()["/etc/systemd/system/tmp.mount.d/quench.conf"]
+
+
+def test_a_tmp_that_is_mounted_waits_for_nothing(mounts, tmp_path):
+    mounts("mend", "", "/tmp rw,nosuid,nodev\n")
+    assert not (tmp_path / "later").exists()
 
 
 def test_what_is_a_file_system_of_its_own_gets_the_options_that_it_lacks(mounts):
