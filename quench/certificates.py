@@ -78,13 +78,13 @@ def source_problems(
     """Why a server has not exactly one certificate: a file, or one that the host has got by itself."""
     key = f"{prefix}_certificate"
     if not issued.certificate:
-        if path is None:
+        if not path:
             yield Problem(host, key, "is not set", "name the certificate's file, or an ACME CA in acme_directory")
         if private_key is None:
             yield Problem(host, f"{prefix}_private_key", "is not set", "name the key of the certificate")
         return
     for setting, value in ((key, path), (f"{prefix}_private_key", private_key)):
-        if value is not None:
+        if value:
             yield Problem(host, setting, "is set beside acme_directory", "choose one of them")
     if name not in issued.names:
         yield Problem(host, "acme_names", f"{name} is not among them", f"add {prefix}_server_name")

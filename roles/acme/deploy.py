@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pyinfra import host
 
 from quench import (
@@ -17,9 +19,12 @@ from quench import (
     packages,
     role,
     service,
+    shell_script,
 )
 from roles.acme.files import CERTIFICATE, PACKAGES, RENEW, TIMER, USER, files, issued, wanted
 from roles.acme.settings import AcmeSettings
+
+_ISSUE = Path(__file__).parent / "issue.sh"
 
 
 @role(AcmeSettings)
@@ -45,19 +50,11 @@ def acme(settings: AcmeSettings, reloads: str) -> Certificate:
     account(USER, home="/nonexistent")
     managed = files(settings, reloads)
     install("acme", managed)
-    # A host may have had it before Quench. What the roles after this one bring has no use for the port.
-    ensure(
-        "Stop the nginx of the package, which has port 80",
-        "case $(systemctl show --property=FragmentPath --value nginx.service) in "
-        "/lib/* | /usr/lib/*) systemctl is-active nginx.service | grep -x active ;; esac; true",
-        "systemctl stop nginx.service",
-    )
+    words = (CERTIFICATE, wanted(settings), RENEW)
     ensure(
         f"Have a certificate for {', '.join(settings.names)}",
-        f'[ "$(cat {CERTIFICATE}.wanted 2>/dev/null)" = {wanted(settings)} ] && '
-        f"openssl x509 -noout -checkend 0 -in {CERTIFICATE} >/dev/null || echo none",
-        f"systemctl daemon-reload && systemctl start {RENEW} || "
-        f"{{ journalctl --unit {RENEW} --lines 20 --no-pager --output cat >&2; exit 1; }}",
+        shell_script(_ISSUE, "ask", *words),
+        shell_script(_ISSUE, "mend", *words),
     )
     service(TIMER, managed)
     return issued(settings)

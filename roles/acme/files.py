@@ -55,8 +55,10 @@ def files(settings: AcmeSettings, reloads: str) -> list[Managed]:
         ManagedFile(
             "/etc/acme/certbot.ini",
             template("acme", "/etc/acme/certbot.ini", values),
+            # Not for its group: that is the service's, which needs the certificate's key and not the account's.
+            owner=USER,
             group=USER,
-            mode=0o640,
+            mode=0o400,
             secrets=(settings.account_key,) if settings.account_key else (),
         ),
         *(

@@ -3,6 +3,7 @@
 # `ask` prints a line for each thing that is amiss and changes nothing; `mend` mends these.
 mode=$1 compilers=$2 password_days=$3 tmp_options=$4 tmp_later=$5
 
+failed=
 item() { # NAME TEST MEND
     eval "$2" && return
     if [ "$mode" = ask ]; then echo "$1"; else eval "$3"; fi
@@ -27,23 +28,31 @@ fstab_options() { # those that are missing, and no other word of the file
             count = split(options, wanted, ",")
             for (i = 1; i <= count; i++) if (index("," $4 ",", "," wanted[i] ",") == 0) $4 = $4 "," wanted[i]
         }
-        { print }' /etc/fstab) && printf '%s\n' "$new" >/etc/fstab
+        { print }' /etc/fstab) && cp -p /etc/fstab /etc/fstab.new && printf '%s\n' "$new" >/etc/fstab.new &&
+        mv -fT /etc/fstab.new /etc/fstab
 }
 fstab_line() { # after a last line that may have no end
     # As long as this is there, tmp.mount does not start: until the next boot.
     [ "$point" != /tmp ] || [ -n "$now" ] || : >"$tmp_later"
     { [ -z "$(tail -c 1 /etc/fstab 2>/dev/null)" ] || echo; echo "$type $point $type $options 0 0"; } >>/etc/fstab
 }
+relaxed() { # our line, in which noexec stands no longer
+    sed -i "\\|^$strict\$|d" /etc/fstab
+    fstab_line
+    [ -z "$now" ] || mount -o "remount,$options,exec" "$point"
+}
 mounted() { # POINT OPTIONS [TYPE]: a file system of its own there has these; with TYPE there is to be one
     point=$1 options=$2 type=${3:-}
-    have=$(in_fstab)
+    have=$(in_fstab) strict="$type $point $type nosuid,nodev,noexec 0 0"
+    [ -n "$have$type" ] || return 0
     now=$(findmnt --noheadings --output OPTIONS --mountpoint "$point" 2>/dev/null | tail -n 1)
     if [ -n "$have" ]; then
         item "/etc/fstab: $point" 'has_all "$have"' fstab_options
+        [ "$options" != nosuid,nodev ] || item "/etc/fstab: $point" '! grep -qxF "$strict" /etc/fstab' relaxed
     elif [ -n "$type" ]; then
         item "/etc/fstab: $point" false fstab_line
     fi
-    [ -z "$now" ] || item "$point: $options" 'has_all "$now"' 'mount -o "remount,$options" "$point"'
+    [ -z "$now" ] || item "$point: $options" 'has_all "$now"' 'mount -o "remount,$options" "$point" || failed=1'
 }
 
 setting /etc/login.defs PASS_MAX_DAYS "$password_days"
@@ -78,6 +87,9 @@ mounted /var nosuid,nodev
 mounted /var/tmp nosuid,nodev,noexec
 mounted /var/log nosuid,nodev,noexec
 mounted /var/log/audit nosuid,nodev,noexec
+
+# What the role acme had, on a host whose certificate comes as a file again. By now its service has read that.
+item 'acme' '[ ! -d /var/lib/acme ] || [ -e /etc/systemd/system/acme-renew.service ]' 'rm -rf /var/lib/acme'
 
 # systemd-journald.service(8): a new journald writes to memory until it is told that the disk is there.
 item 'journal' '[ -z "$(ls -d /run/log/journal/*/system.journal 2>/dev/null)" ]' 'journalctl --flush'
@@ -119,3 +131,5 @@ sed -n "s/^\($keys.*\) = \(.*\)\$/\1 \2/p" /etc/sysctl.d/99-zz-quench.conf | whi
     file=/proc/sys/$(echo "$key" | tr . /)
     item "$key" "[ ! -e $file ] || [ \"\$(cat $file)\" = '$value' ]" "sysctl --quiet --write '$key=$value'"
 done
+# mount(8) has said what it does not do.
+[ -z "$failed" ]

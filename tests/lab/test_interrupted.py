@@ -29,16 +29,20 @@ from quench import ca
 from quench.lab import fleet
 from quench.lab.state import HostSpec, load
 
-# After how many operations have begun, and how many seconds later. Some operations take long enough to be
+# After how many operations have begun, or after which of them, and how many seconds later. Some take long enough to be
 # killed in their midst: packages, the engine's environment, the start of the services.
-KILLS = [
-    (2, 0.5), (2, 2.5), (7, 0.5), (7, 1.5),
+KILLS: list[tuple[int | str, float]] = [
+    ("base | Install chrony", 0.5), ("base | Install chrony", 2.5),
+    ("vllm | Install curl", 0.5), ("vllm | Install curl", 1.5),
     (0, 0.0), (1, 0.0), (1, 0.2), (4, 0.1), (5, 0.1), (9, 0.0), (9, 1.0), (10, 0.1), (12, 0.1), (14, 0.1), (15, 0.2),
     (17, 0.1), (18, 0.3), (19, 0.2), (25, 0.1), (26, 0.3), (27, 0.0),
 ]  # fmt: skip
-# The hosts have all packages from the start, as some images do: it saves minutes. These are missing where the second
-# or the seventh operation, which bring them, is to be killed.
-MISSING = {2: "chrony unattended-upgrades", 7: "curl python3-dev python3-venv"}
+# The hosts have all packages from the start, as some images do: it saves minutes. These are missing where the operation
+# that brings them is to be killed.
+MISSING: dict[int | str, str] = {
+    "base | Install chrony": "chrony unattended-upgrades",
+    "vllm | Install curl": "curl python3-dev python3-venv",
+}
 # Hosts that are there at the same time, and those that are worked on; the machines have two cores.
 HOSTS = 11
 AT_ONCE = 4
@@ -68,12 +72,12 @@ def untouched_hosts(first: Node, count: int) -> list[Node]:
     return [Node(lab, spec.name) for spec in specs]
 
 
-def kill_run(node: Node, inventory: str, operations: int, seconds: float) -> bool:
+def kill_run(node: Node, inventory: str, operations: int | str, seconds: float) -> bool:
     """Start a run and kill it with SIGKILL. Whether it was still running by then."""
     return kill_command(node, pyinfra_command(inventory, "-y", "--limit", node.name), operations, seconds)
 
 
-def kill_command(node: Node, command: list[str], operations: int, seconds: float) -> bool:
+def kill_command(node: Node, command: list[str], operations: int | str, seconds: float) -> bool:
     """The same, of any pyinfra command."""
     process = subprocess.Popen(
         command, cwd=CHECKOUT, env=environment(node), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -83,7 +87,10 @@ def kill_command(node: Node, command: list[str], operations: int, seconds: float
     begun = 0
     for line in process.stderr:
         begun += line.startswith("--> Starting operation")
-        if begun >= operations and (operations or "Beginning operation run" in line):
+        if isinstance(operations, str):
+            if line.startswith(f"--> Starting operation: {operations}"):
+                break
+        elif begun >= operations and (operations or "Beginning operation run" in line):
             break
     time.sleep(seconds)
     running = process.poll() is None
@@ -94,7 +101,7 @@ def kill_command(node: Node, command: list[str], operations: int, seconds: float
     return running
 
 
-def killed_then_healed(node: Node, inventory: str, operations: int, seconds: float) -> tuple[bool, str, str]:
+def killed_then_healed(node: Node, inventory: str, operations: int | str, seconds: float) -> tuple[bool, str, str]:
     """Whether the kill hit a running run, what the next run said if it failed, and the tree it left."""
     if operations in MISSING:
         node.root(f"DEBIAN_FRONTEND=noninteractive apt-get -q -y purge {MISSING[operations]}")

@@ -71,7 +71,8 @@ def test_half_an_account_is_refused(found, monkeypatch):
 def test_the_accounts_key_is_for_root_and_certbot(monkeypatch):
     monkeypatch.setenv("QUENCH_TEST_ACME", KEY)
     ini = rendered(acme_account_id="4711", acme_account_key="env:QUENCH_TEST_ACME")["/etc/acme/certbot.ini"]
-    assert (ini.mode, ini.owner, ini.group) == (0o640, "root", "acme")
+    # Not for the group, which opens the certificate's key to the service.
+    assert (ini.mode, ini.owner) == (0o400, "acme")
     assert KEY not in ini.content and f"eab-hmac-key = {KEY}".encode() in ini.revealed()
 
 
@@ -124,7 +125,7 @@ def host(tmp_path, me):
         path.mkdir(parents=True)
     for name, body in {
         "setpriv": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-        "systemctl": f'echo "$*" >>{tmp_path}/said',
+        "systemctl": f'echo "$*" >>{tmp_path}/said; [ "$1" != reload ] || [ ! -e {tmp_path}/refuses ]',
         "chgrp": "true",
         "certbot": f'echo "certbot $*" >>{tmp_path}/said',
     }.items():
@@ -152,6 +153,8 @@ def host(tmp_path, me):
         authority = tmp_path / base64.b32encode(os.urandom(5)).decode()
         ca.create(authority, "An ACME CA")
         certificate, private = ca.issue(authority, [SERVER_NAME], days=days)
+        (live.parents[1] / "renewal").mkdir(exist_ok=True)
+        (live.parents[1] / "renewal" / "quench.conf").write_text("[renewalparams]")
         (live / "fullchain.pem").write_text(certificate.read_text())
         (live / "privkey.pem").write_text(key or private.read_text())
         return certificate.read_text(), private.read_text()
@@ -161,7 +164,8 @@ def host(tmp_path, me):
 
 def test_the_service_gets_certificate_and_key_at_once_and_is_reloaded(host):
     folder, script, deliver = host
-    assert script("acme-take") == (0, "", [])  # nothing is there yet
+    code, said, _ = script("acme-take")
+    assert code == 1 and "has left no certificate" in said
     for _ in range(2):
         certificate, key = deliver()
         code, _, said = script("acme-take")
@@ -172,6 +176,46 @@ def test_the_service_gets_certificate_and_key_at_once_and_is_reloaded(host):
         # Nothing is done twice, and nothing of before is kept.
         assert script("acme-take") == (0, "", [])
         assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["certbot", "pair", "tls"]
+
+
+def test_a_certificate_that_the_service_does_not_take_is_tried_again(host, tmp_path):
+    folder, script, deliver = host
+    former, _ = deliver()
+    assert script("acme-take")[0] == 0
+    certificate, _ = deliver()
+    (tmp_path / "refuses").touch()
+    code, said, _ = script("acme-take")
+    assert code == 1 and "the former one stays" in said
+    assert (folder / "tls" / "tls.crt").read_text() == former
+    (tmp_path / "refuses").unlink()
+    assert script("acme-take")[2] == ["is-active --quiet nginx.service", "reload nginx.service"]
+    assert (folder / "tls" / "tls.crt").read_text() == certificate
+
+
+def test_what_died_before_the_reload_is_made_good(host):
+    folder, script, deliver = host
+    deliver()
+    script("acme-take")
+    (folder / "tls" / "read").unlink()
+    assert script("acme-take")[2] == ["is-active --quiet nginx.service", "reload nginx.service"]
+    assert script("acme-take")[2] == []
+
+
+def test_what_another_ca_gave_goes(host):
+    folder, script, deliver = host
+    (folder / "certbot" / "another" / "accounts").mkdir(parents=True)
+    deliver()
+    assert script("acme-take")[0] == 0
+    assert len(list((folder / "certbot").iterdir())) == 1
+
+
+def test_a_first_attempt_that_was_cut_off_is_begun_anew(host):
+    folder, script, deliver = host
+    deliver()
+    (config,) = (folder / "certbot").glob("*/config")
+    (config / "renewal" / "quench.conf").write_text("")
+    script("acme-renew")
+    assert not (config / "live" / "quench").exists() and not (config / "renewal" / "quench.conf").exists()
 
 
 def test_a_key_of_another_certificate_is_not_taken(host):

@@ -148,6 +148,17 @@ def test_what_is_a_file_system_of_its_own_gets_the_options_that_it_lacks(mounts)
     assert mounts("ask", after, healed)[0] == []
 
 
+def test_the_relaxation_undoes_what_a_run_without_it_has_done_and_nothing_else(mounts):
+    _, remounted, after = mounts("mend", f"# mine\n{OURS}", "/tmp rw,nosuid,nodev,noexec\n", "nosuid,nodev")
+    assert after == f"# mine\n{OURS.splitlines()[1]}\ntmpfs /tmp tmpfs nosuid,nodev 0 0\n"
+    assert remounted == ["-o remount,nosuid,nodev,exec /tmp"]
+    assert mounts("ask", after, "/tmp rw,nosuid,nodev\n", "nosuid,nodev")[0] == []
+    # And back.
+    assert "tmpfs /tmp tmpfs nosuid,nodev,noexec 0 0\n" in mounts("mend", after)[2]
+    theirs = f"/dev/sda3 /tmp ext4 nosuid,nodev,noexec 0 2\n{OURS.splitlines()[1]}\n"
+    assert mounts("mend", theirs, tmp="nosuid,nodev")[2] == theirs
+
+
 def test_with_the_relaxation_programs_run_from_tmp(mounts):
     assert "tmpfs /tmp tmpfs nosuid,nodev 0 0\n" in mounts("mend", "", tmp="nosuid,nodev")[2]
 
