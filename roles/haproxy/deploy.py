@@ -32,7 +32,7 @@ _MAPS = Path(__file__).parent / "maps.sh"
 
 
 @role(HaproxySettings)
-def haproxy(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificate) -> LogFiles:
+def haproxy(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificate = Certificate()) -> LogFiles:
     """TLS, keys, limits, a queue and pools in front of the nodes. Returns its log files."""
     problems = list(_unserved(settings, nodes))
     problems += certificates.source_problems(

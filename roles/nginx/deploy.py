@@ -27,7 +27,7 @@ from roles.nginx.settings import NginxSettings
 
 
 @role(NginxSettings)
-def nginx(settings: NginxSettings, engines: Sequence[Engine], issued: Certificate) -> LogFiles:
+def nginx(settings: NginxSettings, engines: Sequence[Engine], issued: Certificate = Certificate()) -> LogFiles:
     """TLS, keys, limits and an allow-list in front of the engines. Returns its log files."""
     problems = list(_unserved(settings, engines))
     problems += certificates.source_problems(
