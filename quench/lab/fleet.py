@@ -359,7 +359,9 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
         *machine.run_flags,
         image,
         # podman mounts a /tmp for systemd; it is the host's own to decide on that.
-        *("sh", "-c", "umount /tmp; exec /sbin/init"),
+        "sh",
+        "-c",
+        "umount /tmp; exec /sbin/init",
     )
 
 

@@ -58,7 +58,7 @@ secrets() {
             sed -n 's/^[^ ]* [0-7]*0 [^ ]* [^ ]* \(.*\)$/\1\n\1.quench-new\n\1.quench-old/p' "$manifest"
         done
         # The last: what the role acme has got from a CA by itself, and its account there.
-        printf '%s\n' "$state/release" /run/quench.?????? /var/lib/acme
+        printf '%s\n' "$state/release" /run/quench.?????? "$state-acme"
     } | sort -u | while IFS= read -r path; do
         [ -e "$path" ] || [ -L "$path" ] || continue
         find "$path" ! -type d -printf '%s\n' | awk -v path="$path" '{ sum += $1 } END { printf "secret %.0f %s\n", sum, path }'

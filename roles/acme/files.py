@@ -12,7 +12,8 @@ TIMER = "acme-renew.timer"
 USER = "acme"
 # certbot: speaks the protocol. openssl: how long a certificate lasts.
 PACKAGES = ["certbot", "openssl"]
-_FOLDER = "/var/lib/acme"
+# Not /var/lib/acme, which is acmetool's: it goes when the host goes back to files.
+_FOLDER = "/var/lib/quench-acme"
 # HAProxy looks for the key under the certificate's name with .key behind it: ssl-load-extra-files.
 CERTIFICATE = f"{_FOLDER}/tls/tls.crt"
 KEY = f"{CERTIFICATE}.key"
@@ -42,19 +43,19 @@ def files(settings: AcmeSettings, reloads: str) -> list[Managed]:
         "user": USER,
     }
     authority = (
-        [ManagedFile("/etc/acme/directory-ca.crt", certificates.text(settings.directory_ca))]
+        [ManagedFile("/etc/quench-acme/directory-ca.crt", certificates.text(settings.directory_ca))]
         if settings.directory_ca
         else []
     )
     return [
-        ManagedDirectory("/etc/acme", group=USER, mode=0o750),
+        ManagedDirectory("/etc/quench-acme", group=USER, mode=0o750),
         # What root writes, and what certbot writes, which is not root. Nobody else may write in either.
         ManagedDirectory(_FOLDER),
         ManagedDirectory(f"{_FOLDER}/certbot", owner=USER, group=USER, mode=0o700),
         *authority,
         ManagedFile(
-            "/etc/acme/certbot.ini",
-            template("acme", "/etc/acme/certbot.ini", values),
+            "/etc/quench-acme/certbot.ini",
+            template("acme", "/etc/quench-acme/certbot.ini", values),
             # Not for its group: that is the service's, which needs the certificate's key and not the account's.
             owner=USER,
             group=USER,

@@ -38,7 +38,7 @@ EDITED = (
 _KNOWN = "/var/lib/quench/manifest/* /var/lib/dpkg/status"
 
 # The certificate of the role acme: no run brings it, so no manifest names it.
-_ISSUED = "/var/lib/acme/tls/tls.crt"
+_ISSUED = "/var/lib/quench-acme/tls/tls.crt"
 
 _PLAIN = (
     "/etc/apt/apt.conf.d/53quench-tmp",

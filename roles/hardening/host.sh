@@ -89,7 +89,7 @@ mounted /var/log nosuid,nodev,noexec
 mounted /var/log/audit nosuid,nodev,noexec
 
 # What the role acme had, on a host whose certificate comes as a file again. By now its service has read that.
-item 'acme' '[ ! -d /var/lib/acme ] || [ -e /etc/systemd/system/acme-renew.service ]' 'rm -rf /var/lib/acme'
+item 'acme' '[ ! -d /var/lib/quench-acme ] || [ -e /etc/systemd/system/acme-renew.service ]' 'rm -rf /var/lib/quench-acme'
 
 # systemd-journald.service(8): a new journald writes to memory until it is told that the disk is there.
 item 'journal' '[ -z "$(ls -d /run/log/journal/*/system.journal 2>/dev/null)" ]' 'journalctl --flush'

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.host.conftest import Unit
 
 EXPOSURE = 2.0
-CERTIFICATE = "/var/lib/acme/tls/tls.crt"
+CERTIFICATE = "/var/lib/quench-acme/tls/tls.crt"
 KEY = f"{CERTIFICATE}.key"
 
 
@@ -39,7 +39,7 @@ def test_the_key_is_for_root_and_the_service(host: Host) -> None:
 
 
 def test_only_root_can_change_what_the_service_reads(host: Host) -> None:
-    others = "/var/lib/acme -path /var/lib/acme/certbot -prune -o ! -type l"
+    others = "/var/lib/quench-acme -path /var/lib/quench-acme/certbot -prune -o ! -type l"
     assert host.check_output(f"find {others} ! -user root -print") == ""
     assert host.check_output(f"find {others} -perm /022 -print") == ""
 

@@ -174,7 +174,7 @@ def test_a_renewal_costs_no_request(house: House) -> None:
         assert wait(lambda: house.shown().serial_number != before, 5)  # nginx takes its time for a reload
         time.sleep(1)
     assert len(tally.requests) > 20 and lost(tally) == []
-    assert len(house.node.root("ls -d /var/lib/acme/pair-*").splitlines()) == 1
+    assert len(house.node.root("ls -d /var/lib/quench-acme/pair-*").splitlines()) == 1
 
 
 def test_a_renewal_that_fails_leaves_the_former_certificate_and_is_seen(house: House) -> None:
@@ -198,7 +198,7 @@ def test_a_certificate_that_ends_soon_is_named(house: House, tmp_path: Path) -> 
     # Before it is renewed at 80 days, which its CA gives 90.
     run = house.run(tmp_path, hardening_certificate_days=100, acme_renew_days=80)
     assert run.code == 0, run.text[-3000:]
-    assert house.node.root(said, check=False).startswith("/var/lib/acme/tls/tls.crt: ")
+    assert house.node.root(said, check=False).startswith("/var/lib/quench-acme/tls/tls.crt: ")
     assert house.node.root("grep -c -- '-checkend 6912000 ' /usr/local/lib/quench/acme-renew") == "1"
 
 
@@ -216,10 +216,10 @@ def test_the_accounts_key_shows_up_nowhere(house: House, tmp_path: Path) -> None
     assert run.code == 0 and secret not in run.text
     assert house.node.root(f"journalctl --no-pager | grep -c '{secret}'", check=False) == "0"
     found = house.node.root(f"grep -rls '{secret}' /etc /var/lib /var/log /run /usr/local", check=False)
-    assert found == "/etc/acme/certbot.ini"
-    assert house.node.root("stat -c '%a %U %G' /etc/acme/certbot.ini") == "400 acme acme"
+    assert found == "/etc/quench-acme/certbot.ini"
+    assert house.node.root("stat -c '%a %U %G' /etc/quench-acme/certbot.ini") == "400 acme acme"
     # The group of the service's key opens it to nobody else.
-    as_the_service = "setpriv --reuid=www-data --groups=acme cat /etc/acme/certbot.ini 2>&1; true"
+    as_the_service = "setpriv --reuid=www-data --groups=acme cat /etc/quench-acme/certbot.ini 2>&1; true"
     assert house.node.root(as_the_service).endswith("Permission denied")
 
 
@@ -227,7 +227,9 @@ def test_a_host_goes_back_to_files(house: House, tmp_path: Path) -> None:
     run = run_pyinfra(house.node, "-y", "--limit", "node1")
     assert run.code == 0, run.text[-3000:]
     assert house.node.root("systemctl is-active acme-renew.timer", check=False) == "inactive"
-    assert house.node.root("ls -d /etc/acme/* /usr/local/lib/quench/acme-* /var/lib/acme", check=False) == ""
+    assert (
+        house.node.root("ls -d /etc/quench-acme/* /usr/local/lib/quench/acme-* /var/lib/quench-acme", check=False) == ""
+    )
     assert house.node.request("/v1/models", key=house.node.key)[0] == 200
 
 

@@ -82,7 +82,7 @@ def test_every_secret_of_a_node_is_known_by_its_mode_and_belongs_to_what_goes(
                 secrets += 1
                 assert file.mode & 0o007 == 0, file.dest
                 assert file.dest not in kept
-    assert secrets >= 7
+    assert secrets >= 8
 
 
 def test_the_operator_is_told_what_is_left_to_do(inventory: str) -> None:

@@ -70,7 +70,7 @@ def test_half_an_account_is_refused(found, monkeypatch):
 
 def test_the_accounts_key_is_for_root_and_certbot(monkeypatch):
     monkeypatch.setenv("QUENCH_TEST_ACME", KEY)
-    ini = rendered(acme_account_id="4711", acme_account_key="env:QUENCH_TEST_ACME")["/etc/acme/certbot.ini"]
+    ini = rendered(acme_account_id="4711", acme_account_key="env:QUENCH_TEST_ACME")["/etc/quench-acme/certbot.ini"]
     # Not for the group, which opens the certificate's key to the service.
     assert (ini.mode, ini.owner) == (0o400, "acme")
     assert KEY not in ini.content and f"eab-hmac-key = {KEY}".encode() in ini.revealed()
@@ -84,7 +84,7 @@ def test_another_ca_or_other_names_need_another_certificate():
     folders = {
         line
         for directory in ("https://a.example.org/d", "https://b.example.org/d")
-        for line in rendered(acme_directory=directory)["/etc/acme/certbot.ini"].content.splitlines()
+        for line in rendered(acme_directory=directory)["/etc/quench-acme/certbot.ini"].content.splitlines()
         if line.startswith("config-dir")
     }
     assert len(folders) == 2
@@ -106,11 +106,13 @@ def test_a_server_has_exactly_one_certificate(nginx_data):
 
 
 def test_a_server_reads_what_the_ca_gave_and_brings_no_pair_of_its_own(nginx_data, engines):
-    by_ca = Certificate("/var/lib/acme/tls/tls.crt", "/var/lib/acme/tls/tls.crt.key", "acme", (SERVER_NAME,))
+    by_ca = Certificate(
+        "/var/lib/quench-acme/tls/tls.crt", "/var/lib/quench-acme/tls/tls.crt.key", "acme", (SERVER_NAME,)
+    )
     data = nginx_data | {"nginx_certificate": None, "nginx_private_key": None}
     found = {file.dest: file for file in nginx_files(NginxSettings.load("node1", data), engines, by_ca)}
     assert [path for path in found if "tls" in path] == []
-    assert "ssl_certificate_key /var/lib/acme/tls/tls.crt.key;" in found["/etc/nginx/nginx.conf"].content
+    assert "ssl_certificate_key /var/lib/quench-acme/tls/tls.crt.key;" in found["/etc/nginx/nginx.conf"].content
     # The key is open to the service alone, not to all that runs as its user.
     assert "SupplementaryGroups=acme\n" in found["/etc/systemd/system/nginx.service"].content
     assert "--groups=acme " in found["/etc/nginx/nginx.conf"].check
@@ -133,7 +135,7 @@ def host(tmp_path, me):
         (commands / name).chmod(0o755)
 
     def script(name):
-        text = rendered()[f"/usr/local/lib/quench/{name}"].content.replace("/var/lib/acme", str(folder))
+        text = rendered()[f"/usr/local/lib/quench/{name}"].content.replace("/var/lib/quench-acme", str(folder))
         (tmp_path / name).write_text(text)
         done = subprocess.run(
             ["sh", str(tmp_path / name)], env={**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"},
@@ -146,9 +148,9 @@ def host(tmp_path, me):
     def deliver(days=90, key=None):
         """As certbot does."""
         nonlocal live
-        ini = rendered()["/etc/acme/certbot.ini"].content
+        ini = rendered()["/etc/quench-acme/certbot.ini"].content
         config = next(line.split(" = ")[1] for line in ini.splitlines() if line.startswith("config-dir"))
-        live = folder / config.removeprefix("/var/lib/acme/") / "live" / "quench"
+        live = folder / config.removeprefix("/var/lib/quench-acme/") / "live" / "quench"
         live.mkdir(parents=True, exist_ok=True)
         authority = tmp_path / base64.b32encode(os.urandom(5)).decode()
         ca.create(authority, "An ACME CA")
@@ -230,7 +232,7 @@ def test_a_key_of_another_certificate_is_not_taken(host):
 
 def test_the_ca_is_asked_once_the_end_is_near_and_not_before(host):
     _, script, deliver = host
-    asked = ["certbot certonly --config /etc/acme/certbot.ini"]
+    asked = ["certbot certonly --config /etc/quench-acme/certbot.ini"]
     assert script("acme-renew")[2] == asked
     deliver(days=90)
     script("acme-take")

@@ -69,6 +69,7 @@ class Tree:
         self.write("cache/vllm/llama/kernel.so", "kernel")
         self.write("lib/vllm/.cache/huggingface/token", "hf_x")
         self.write("state/release/former.tar", "a copy of tls.key")
+        self.write("state-acme/tls/tls.crt.key", "key")
         self.write("var/log/access.json", "{}")
 
     def write(self, path, text):
@@ -120,6 +121,7 @@ EVERYTHING = [
     "unit vllm@llama.service active",
     "secret 28 etc/nginx/tls.key",
     "secret 29 etc/vllm/llama.env",
+    "secret 3 state-acme",
     "secret 17 state/release",
     "data 1 7 srv/models",
     "data 1 6 cache/vllm",
