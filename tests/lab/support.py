@@ -159,7 +159,11 @@ def tokens_so_far(client: Any, node: Node) -> tuple[int, int]:
     Half way is where its worker is stopped for a moment: on cores that have other work, no clock would tell.
     """
 
-    metric = "curl -fsS http://127.0.0.1:8000/metrics | awk '/^vllm:generation_tokens_total/ { print int($2) }'"
+    # Of answers that are not over: a balancer's check, which asks for a token of its own, is none of them.
+    metric = (
+        "curl -fsS http://127.0.0.1:8000/metrics | awk '/^vllm:generation_tokens_total/ { n += $2 } "
+        "/^vllm:request_generation_tokens_sum/ { n -= $2 } END { print int(n) }'"
+    )
     # Not to be found by itself: the pattern is another word than the process that it means.
     signal = "pkill -%s -f VLLM::[W]orker"
 
