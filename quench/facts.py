@@ -127,6 +127,11 @@ class UnitState:
     reloaded: str
 
     @property
+    def starting(self) -> bool:
+        """On its way up, as an engine that loads its weights is after a boot."""
+        return self.properties.get("ActiveState") == "activating"
+
+    @property
     def settled(self) -> bool:
         """Running, or kept from running by a condition in the unit itself, such as no right to set a clock."""
         active = self.properties.get("ActiveState")

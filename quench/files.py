@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,10 +84,11 @@ def template(role: str, dest: str, values: Mapping[str, object], *, comment: str
     return f"{_header(role, f'templates/{source}', comment)}\n{body}"
 
 
-def to_yaml(role: str, data: Mapping[str, Any]) -> str:
-    """Data as YAML, with the header."""
+def to_yaml(role: str, data: Mapping[str, Any], *, relaxed: Sequence[str] = ()) -> str:
+    """Data as YAML, with the header, and with a comment for each thing that the inventory relaxes."""
     body = yaml.safe_dump(dict(data), sort_keys=False, default_flow_style=False, width=120)
-    return f"{_header(role, f'roles/{role}/files.py', '#')}\n{body}"
+    comments = "".join(f"# Relaxed: {what}.\n" for what in relaxed)
+    return f"{_header(role, f'roles/{role}/files.py', '#')}\n{comments}{body}"
 
 
 def to_json(role: str, data: Mapping[str, Any]) -> str:

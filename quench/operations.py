@@ -188,13 +188,16 @@ def _services(units: list[str], managed: list[Managed]) -> Commands:
         state = states.get(unit, UnitState({}, "", ""))
         restart = _digest(item for item in files if item.restarts == unit)
         reload = _digest(item for item in files if item.reloads == unit)
-        must_restart = state.restarted != restart or not state.settled
+        must_restart = state.restarted != restart or not (state.settled or state.starting)
         # `packages` masks a new service until its configuration is in place.
         if must_restart or state.properties.get("UnitFileState") not in ("enabled", "static"):
             enable.append(unit)
         stale |= state.properties.get("NeedDaemonReload") == "yes"
         if must_restart or state.reloaded != reload:
             starts.append(_start(unit, restart, reload, restarts=must_restart))
+        elif state.starting:
+            # A restart would begin the loading of weights anew. This waits for the start that is under way.
+            starts.append(_or_journal(unit, f"systemctl start {shlex.quote(unit)}"))
     steps = []
     if enable:
         steps.append(f"systemctl unmask --runtime --quiet --no-reload {shlex.join(enable)}")
@@ -211,18 +214,23 @@ def _start(unit: str, restart: str, reload: str, *, restarts: bool) -> str:
     quoted, stamp = shlex.quote(unit), shlex.quote(f"{STATE_DIRECTORY}/converged/{unit}")
     steps = [f"systemctl reload {quoted}"]
     if restarts:
+        # What a killed run left running may have done it, while this one waited for it to end.
+        done = f'[ "$(cat {stamp}.restart 2>/dev/null)" = {restart} ] && systemctl is-active --quiet {quoted}'
         # A unit that failed before its files came stays failed if its own condition keeps it from starting now.
-        steps = [f"{{ systemctl reset-failed {quoted} 2>/dev/null || true; }}", f"systemctl restart {quoted}"]
+        anew = f"{{ systemctl reset-failed {quoted} 2>/dev/null || true; }} && systemctl restart {quoted}"
+        steps = [f"{{ {{ {done}; }} || {{ {anew}; }}; }}"]
     steps += [
         f"mkdir -p {STATE_DIRECTORY}/converged",
         f"echo {restart} >{stamp}.restart",
         f"echo {reload} >{stamp}.reload",
     ]
+    return _or_journal(unit, " && ".join(steps))
+
+
+def _or_journal(unit: str, command: str) -> str:
     # The journal says why a unit did not start; without it the operator would have to log in.
-    return (
-        f"{{ {{ {' && '.join(steps)}; }} || "
-        f"{{ journalctl --unit {quoted} --lines 20 --no-pager --output cat >&2; false; }}; }}"
-    )
+    journal = f"journalctl --unit {shlex.quote(unit)} --lines 20 --no-pager --output cat >&2"
+    return f"{{ {{ {command}; }} || {{ {journal}; false; }}; }}"
 
 
 # A unit that does not start with guarded files need not wait for their timer.
@@ -360,14 +368,19 @@ def _account(user: str, home: str, shell: str, groups: list[str], person: bool =
         yield _change(f"usermod --append --groups {','.join(missing)} {quoted}")
 
 
-def python_environment(folder: str, lock: str, *, index_url: str | None) -> None:
+def python_environment(folder: str, lock: str, *, index_url: str | None, key: str) -> None:
     """Have a Python environment with exactly the packages of a lock file, checked by their hashes.
 
     Args:
         folder: absolute path of the environment; it is complete or it is built anew.
         lock: text of a requirements file with a hash for each package.
         index_url: package index, such as an internal mirror; None for the one pip is set up with.
+        key: the inventory's key that names the lock file.
     """
+    what = f"{folder} was built from another lock file, and what is built is never changed"
+    remedy = "give the lock file a name of its own, such as 1.2.3+2, and set the key to that"
+    want = hashlib.sha256(lock.encode()).hexdigest()
+    _stays(f"cat {shlex.quote(folder)}/.complete 2>/dev/null", want, key, what, remedy)
     _python_environment(name=f"Build {folder} from its lock file", folder=folder, lock=lock, index_url=index_url)
 
 
@@ -378,14 +391,18 @@ def _python_environment(folder: str, lock: str, index_url: str | None) -> Comman
         yield _script("python_environment.sh", folder, want, index_url or "", stdin=lock)
 
 
-def model_files(folder: str, *, url: str, sha256: str) -> None:
+def model_files(folder: str, *, url: str, sha256: str, key: str) -> None:
     """Have a model's files in a folder, each verified by checksum before the folder appears.
 
     Args:
         folder: absolute path, one for each revision.
         url: where SHA256SUMS and the files it names are served.
         sha256: hash of SHA256SUMS itself, in hex.
+        key: the inventory's key that names the revision.
     """
+    what = f"{folder} holds other files than the inventory pins, and an engine may serve them"
+    sums = f"sha256sum {shlex.quote(folder)}/SHA256SUMS 2>/dev/null | cut -d' ' -f1"
+    _stays(sums, sha256, key, what, "name a new revision")
     _model_files(name=f"Fetch and verify {folder}", folder=folder, url=url, sha256=sha256)
 
 
@@ -393,6 +410,14 @@ def model_files(folder: str, *, url: str, sha256: str) -> None:
 def _model_files(folder: str, url: str, sha256: str) -> Commands:
     if context.host.get_fact(facts.Sha256, path=f"{folder}/SHA256SUMS") != sha256:
         yield _script("fetch_model.sh", url, folder, sha256)
+
+
+def _stays(question: str, want: str, key: str, what: str, remedy: str) -> None:
+    """Refuse the run, before it changes anything, if the host has something else already where this is to be."""
+    plan = recording()
+    if plan is not None:
+        problem = Problem(context.host.name, key, what, remedy)
+        plan.questions.append(Question(question, lambda answer: [problem] * (answer not in ([], [want]))))
 
 
 def require_path(path: str, *, key: str, remedy: str) -> None:

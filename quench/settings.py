@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
+from pyinfra.api.arguments import AllArguments
+from pyinfra.connectors import ssh
 
 from quench.problems import Problem, Refused
 from quench.secrets import SecretRef
@@ -21,7 +23,7 @@ Platform = Literal["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04", "rh
 EVERY_PLATFORM: tuple[Platform, ...] = get_args(Platform)
 
 # Keys that belong to pyinfra itself: connection data, and global arguments such as `_sudo`.
-_PYINFRA_KEYS = re.compile(r"^(_|ssh_|fake_)")
+_PYINFRA_KEYS = {*ssh.ConnectorData.__annotations__, *(name for name in AllArguments.__annotations__ if name[0] == "_")}
 
 
 class Model(BaseModel):
@@ -101,11 +103,11 @@ def unclaimed(host: str, data: Mapping[str, Any]) -> Iterator[Problem]:
     """A problem for each key that no role reads, so that `ngnix_port` is not silently ignored."""
     roles = known_roles()
     for key in data:
-        if key == "platform" or _PYINFRA_KEYS.match(key) or key.startswith("site_"):
+        if key == "platform" or key in _PYINFRA_KEYS or key.startswith("site_"):
             continue
         if not any(key.startswith(f"{prefix}_") for prefix in roles):
             names = ((prefix, name) for prefix, role in roles.items() for name in role.model_fields)
-            valid = ["platform", *(f"{prefix}_{name}" for prefix, name in names if name != "platform")]
+            valid = ["platform", *_PYINFRA_KEYS, *(f"{prefix}_{name}" for prefix, name in names if name != "platform")]
             yield Problem(host, key, "no role reads this key", _nearest(key, valid))
 
 

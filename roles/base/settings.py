@@ -65,6 +65,13 @@ class BaseSettings(RoleSettings):
         ),
     )
 
+    @field_validator("admin_user")
+    @classmethod
+    def _admin_is_a_person(cls, value: str) -> str:
+        if value == "root":
+            raise ValueError("is root, which nobody logs in as; name another user, who gets sudo")
+        return value
+
     @field_validator("admin_keys")
     @classmethod
     def _keys_are_public(cls, value: list[str]) -> list[str]:

@@ -51,11 +51,13 @@ def vllm(settings: VllmSettings, gpus: Gpus, slices: Slices) -> list[Engine]:
     account("vllm", home="/var/lib/vllm")
     for version in host.loop(settings.versions()):
         lock = settings.lock_file(version).read_text()
-        python_environment(environment_folder(version), lock, index_url=settings.index_url)
+        folder = environment_folder(version)
+        python_environment(folder, lock, index_url=settings.index_url, key="vllm_version")
     for name in host.loop(settings.models):
         model = settings.models[name]
         if model.source is not None and model.sha256 is not None:
-            model_files(model_folder(name, model), url=model.source, sha256=model.sha256)
+            folder = model_folder(name, model)
+            model_files(folder, url=model.source, sha256=model.sha256, key=f"vllm_models.{name}.revision")
     managed = files(settings)
     install("vllm", managed)
     for name in host.loop(settings.models):

@@ -14,6 +14,15 @@ ROUTES = (
     Route("POST", "/v1/responses"),
 )
 
+# What the role shuts, and a model's engine_args may open again: with a comment in the file.
+_SHUT: dict[str, object] = {
+    # No page that explains the interface to whoever finds the port, no version in the answers.
+    "disable-fastapi-docs": True,
+    "fingerprint-mode": "none",
+    # The proxy logs who asked what; the access log would add nothing but noise.
+    "disable-uvicorn-access-log": True,
+}
+
 
 def unit(name: str) -> str:
     """The unit that serves a model."""
@@ -72,7 +81,7 @@ def _model_files(settings: VllmSettings, name: str, model: ServedModel) -> list[
         ),
         ManagedFile(
             f"/etc/vllm/{name}.yaml",
-            to_yaml("vllm", _serve_arguments(settings, name, model)),
+            to_yaml("vllm", _serve_arguments(settings, name, model), relaxed=_relaxed(name, model)),
             restarts=unit(name),
         ),
         # Read by systemd as root and by nobody else: the engine's own user cannot open it.
@@ -86,6 +95,11 @@ def _model_files(settings: VllmSettings, name: str, model: ServedModel) -> list[
     ]
 
 
+def _relaxed(name: str, model: ServedModel) -> list[str]:
+    given = {argument.replace("_", "-").removeprefix("no-") for argument in model.engine_args}
+    return [f"{argument}, by vllm_models.{name}.engine_args" for argument in _SHUT if argument in given]
+
+
 def _serve_arguments(settings: VllmSettings, name: str, model: ServedModel) -> dict[str, object]:
     arguments: dict[str, object] = {
         "model": model_folder(name, model),
@@ -94,11 +108,7 @@ def _serve_arguments(settings: VllmSettings, name: str, model: ServedModel) -> d
         "port": model.port,
         # Without it a stop aborts every answer at once; it needs KillMode=mixed in the unit.
         "shutdown-timeout": settings.drain_seconds,
-        # No page that explains the interface to whoever finds the port, no version in the answers.
-        "disable-fastapi-docs": True,
-        "fingerprint-mode": "none",
-        # The proxy logs who asked what; the access log would add nothing but noise.
-        "disable-uvicorn-access-log": True,
+        **_SHUT,
         # Comment lines keep a stream alive while a request waits for its turn.
         "sse-keep-alive-interval": 15,
         # The balancers' own checks find room in an engine that has as much to do as they give it.

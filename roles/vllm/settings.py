@@ -51,6 +51,12 @@ _DANGEROUS = {
 }
 
 
+def _named(version: str) -> str:
+    """What a lock file has vLLM as, for a regular expression: the version, or the one that it is labelled from."""
+    public, _, _ = version.partition("+")
+    return f"({re.escape(version)}|{re.escape(public)})"
+
+
 class ServedModel(Model):
     """One model, served by one unit, `vllm@NAME.service`."""
 
@@ -137,7 +143,10 @@ class VllmSettings(RoleSettings):
 
     version: str = Field(
         pattern=r"^[0-9][0-9A-Za-z.+]*$",
-        description="vLLM version. `vllm_requirements` has its lock file, VERSION-PYTHON.txt.",
+        description=(
+            "vLLM version. `vllm_requirements` has its lock file, VERSION-PYTHON.txt. What is built of one stays as it "
+            "is: another for the same vLLM, as after a fix of a dependency, has a label: 0.32.0+2."
+        ),
         examples=["0.32.0"],
     )
     requirements: str = Field(
@@ -247,7 +256,7 @@ class VllmSettings(RoleSettings):
                 known = ", ".join(sorted(path.stem.removesuffix(f"-{python}") for path in locks))
                 what = f"there is no lock file {lock}"
                 yield Problem(host, "vllm_version", what, f"add it, or choose from: {known or 'none'}")
-            elif not re.search(rf"^vllm(=={re.escape(version)}| @) ", lock.read_text(), re.MULTILINE):
+            elif not re.search(rf"^vllm(=={_named(version)}| @) ", lock.read_text(), re.MULTILINE):
                 # A file that was cut off, or is still empty, makes an environment that counts as complete.
                 what = f"the lock file {lock} does not name vllm=={version}"
                 yield Problem(host, "vllm_version", what, "make it anew: uv pip compile --generate-hashes")

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fleets import BALANCERS, Fleet, entry, fleet_of
 from support import STOCK, Node, hosts_of, run_pyinfra
 
-# A secret that the real engine's host gets, and that must show up nowhere but in its place.
+# A secret that the engines get, and that must show up nowhere but in its place.
 CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
 
 

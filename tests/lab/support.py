@@ -114,7 +114,10 @@ class Node:
             "cat /var/lib/quench/manifest/* | cut -d' ' -f5- | sort | while read -r path; do "
             "echo \"$(stat -c '%a %U %G' $path) $(sha256sum $path)\"; done; "
             "grep -r . /var/lib/quench/converged /var/lib/quench/manifest | sort; cat /opt/vllm/*/.complete; "
-            "find / -xdev -name '*.quench-new' 2>/dev/null; ls -d /run/quench.* 2>/dev/null; true"
+            "find / -xdev -name '*.quench-new' 2>/dev/null; ls -d /run/quench.* 2>/dev/null; "
+            # And what a killed run may leave: a way back, half a package, a unit that failed.
+            "ls /var/lib/quench/guard /etc/systemd/system/quench-rollback-* 2>/dev/null; dpkg --audit; "
+            "systemctl --failed --plain --no-legend; true"
         )
 
     def request(

@@ -219,6 +219,21 @@ def test_a_reload_that_failed_once_is_done_by_the_next_run(reference: tuple[Node
     assert run_pyinfra(node, "-y", "--json", "--limit", node.name, inventory=changed).totals["success"] == 0
 
 
+def test_a_port_that_somebody_else_has_is_a_failed_start_with_the_reason(reference: tuple[Node, str]) -> None:
+    _, inventory = reference
+    node = Node(load(reference[0].lab.name), "node5")
+    node.root(
+        "systemctl stop nginx.service; systemd-run --quiet --unit=other python3 -m http.server 443 --directory /srv"
+    )
+    assert wait(lambda: node.root("ss -ltnH 'sport = :443'") != "", 10)
+    run = run_pyinfra(node, "-y", "--limit", node.name, inventory=inventory)
+    node.root("systemctl stop other.service")
+    assert run.code == 1
+    assert "Address already in use" in run.text
+    assert run_pyinfra(node, "-y", "--limit", node.name, inventory=inventory).code == 0
+    assert serves(node)
+
+
 def test_a_file_that_was_edited_by_hand_is_put_back_and_taken_up(reference: tuple[Node, str]) -> None:
     first, inventory = reference
     node = Node(load(first.lab.name), "node5")

@@ -34,6 +34,8 @@ def leaks(text: str, secrets: dict[str, str]) -> list[str]:
         for name, value in secrets.items()
         if base64.b64encode(value.encode())[4:-8].decode() in text
     ]
+    # What is brought to a host travels in an archive, in which no secret would be found: gzip's first bytes in base64.
+    found += ["an archive of files"] * ("H4sIA" in text)
     return found
 
 
@@ -130,7 +132,7 @@ def test_the_hosts_journal_process_list_and_open_files_have_no_secret(
         == []
     )
     assert leaks(stand_in_node.root("cat /proc/[0-9]*/cmdline | tr '\\0' ' '", check=False), secrets) == []
-    world = "find / -xdev -type f -perm -o=r -not -path '/proc/*' -size -1000k"
+    world = "find / /dev/shm /run /tmp -xdev -type f -perm -o=r -size -1000k"
     for name, value in secrets.items():
         found = stand_in_node.root(f"{world} -exec grep -lF -e '{value}' {{}} + 2>/dev/null", check=False)
         assert found == "", f"{name} can be read by everyone in {found}"

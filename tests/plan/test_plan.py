@@ -98,11 +98,23 @@ def test_a_model_without_a_source_must_be_on_the_host(plan: Plan) -> None:
         host: [question.command for question in host_plan.questions if "/srv/models" in question.command]
         for host, host_plan in plan.items()
     }
-    assert asked["node1.example.org"] == []
+    # What it fetches is asked for as well: a revision that is there already stays as it is.
+    assert [command.split()[0] for command in asked["node1.example.org"]] == ["sha256sum"]
     assert asked["node3.example.org"] == [
         "test -e /srv/models/llama-3.3-70b/2026-10-01 || echo missing",
         "test -e /srv/models/qwen-coder/7 || echo missing",
     ]
+
+
+def test_what_is_built_and_fetched_is_never_changed_under_its_name(plan: Plan) -> None:
+    questions = {question.command: question for question in plan["node1.example.org"].questions}
+    built = next(question for command, question in questions.items() if "/.complete" in command)
+    fetched = next(question for command, question in questions.items() if "SHA256SUMS" in command)
+    for question, key in ((built, "vllm_version"), (fetched, "vllm_models.llama-3.3-70b.revision")):
+        assert list(question.problems([])) == []
+        (problem,) = question.problems(["another"])
+        assert problem.key == key and "name" in problem.remedy
+    assert list(fetched.problems(["0" * 64])) == []
 
 
 def test_the_firewall_comes_last_and_knows_the_flows_of_all_roles(plan: Plan) -> None:

@@ -76,6 +76,13 @@ def test_hosts_of_any_name_get_addresses_of_their_own_and_keep_them():
     assert [host.address for host in found] == ["198.18.7.12", "198.18.7.151", "198.18.7.150"]
 
 
+@pytest.mark.parametrize("other", [{"system": "debian-13"}, {"gpus": "2xl4"}])
+def test_a_host_that_is_up_does_not_become_another(other):
+    lab = Lab("gx", 7, "stand-in", [LabHost("node1", "198.18.7.11", "debian-12")])
+    with pytest.raises(LabError, match="quench lab down --name gx"):
+        _addressed(lab, [HostSpec("node1", **other)])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_distribution_has_all_driver_versions_and_each_set_fits_together(family):
     found = [nvidia_driver.driver_set(family, version) for version in nvidia_driver.DRIVERS]

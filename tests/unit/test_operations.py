@@ -236,6 +236,7 @@ def test_a_secret_travels_on_standard_input_and_stands_in_no_command(install, se
     for text in (str(command), repr(command), command.get_raw_value()):
         assert CANARY not in text
         assert base64.b64encode(CANARY.encode()).decode().rstrip("=")[:-1] not in text
+        assert command.connector_arguments["_stdin"][:12] not in text
 
 
 def test_a_lock_file_travels_on_standard_input_too(this_machine):
@@ -310,6 +311,24 @@ def test_a_restart_is_stamped_if_it_worked_and_says_why_if_it_did_not(service, t
     # A stamp without success would hide the failed restart from the next run.
     assert len(list(tmp_path.glob("state/converged/*"))) == (2 if works else 0)
     assert works or done.stderr == "the reason\n"
+
+
+def test_a_unit_that_is_on_its_way_up_with_its_present_files_is_waited_for_and_not_restarted(service, settled):
+    (command,) = service(answers(settled | {"ActiveState": "activating"}))
+    assert f"systemctl start {UNIT}" in command
+    assert "systemctl restart" not in command
+    (command,) = service(answers(settled | {"ActiveState": "activating", "restarted": "former"}))
+    assert f"systemctl restart {UNIT}" in command
+
+
+def test_a_restart_that_a_killed_run_has_done_meanwhile_is_not_done_again(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(operations, "STATE_DIRECTORY", str(tmp_path / "state"))
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$1" >>{tmp_path}/done\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for _ in range(2):
+        subprocess.run(["sh", "-c", *service()], check=True)
+    assert (tmp_path / "done").read_text().split().count("restart") == 1
 
 
 def test_a_unit_that_runs_with_its_present_files_gets_no_command(service, settled):
@@ -441,6 +460,28 @@ def test_a_model_is_fetched_unless_its_list_of_checksums_is_the_pinned_one(comma
     assert commands(operations._model_files, ["ab" * 32], **wanted) == []
     (command,) = commands(operations._model_files, ["cd" * 32], **wanted)
     assert arguments(command) == ["fetch_model.sh", "http://mirror.example.org/a", "/srv/models/a/1", "ab" * 32]
+
+
+@pytest.mark.parametrize("list_of_another", [True, False])
+def test_a_model_has_no_file_that_its_list_does_not_name(tmp_path, list_of_another):
+    """Such as one that an interrupted fetch of another list has left."""
+    source, folder = tmp_path / "source", tmp_path / "model"
+    (source / "deep").mkdir(parents=True)
+    for name in ("a.safetensors", "deep/b.json"):
+        (source / name).write_text(name)
+    sums = subprocess.run(
+        ["sha256sum", "a.safetensors", "deep/b.json"], cwd=source, capture_output=True, text=True, check=True
+    ).stdout
+    (source / "SHA256SUMS").write_text(sums)
+    if list_of_another:
+        (tmp_path / "model.part" / "deep").mkdir(parents=True)
+        for name in ("c.safetensors", "deep/b"):
+            (tmp_path / "model.part" / name).write_text("left behind")
+    script = operations._REMOTE / "fetch_model.sh"
+    pin = hashlib.sha256(sums.encode()).hexdigest()
+    subprocess.run(["sh", str(script), source.as_uri(), str(folder), pin], check=True)
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found == ["SHA256SUMS", "a.safetensors", "deep/b.json"]
 
 
 def test_what_stands_in_an_argument_is_no_shell(commands):

@@ -5,6 +5,7 @@ from quench.settings import unclaimed
 from roles.base import BaseSettings
 from roles.nginx import NginxSettings
 from roles.vllm import VllmSettings
+from roles.vllm import files as vllm_files
 
 CANARY = "canary-5f1d"
 MODEL = {"port": 8000, "revision": "1", "gpus": [0]}
@@ -192,6 +193,18 @@ def test_a_lock_file_that_does_not_name_its_version_is_refused(vllm_problems, tm
     assert problem.what.endswith("2.0-py311.txt does not name vllm==2.0")
 
 
+def test_another_lock_file_for_the_same_vllm_has_a_label(vllm_problems, tmp_path):
+    (tmp_path / "2.0+2-py311.txt").write_text("vllm==2.0 --hash=sha256:00\n")
+    (tmp_path / "2.0+3-py311.txt").write_text("vllm==2.0+2 --hash=sha256:00\n")
+    assert vllm_problems(vllm_requirements=str(tmp_path), vllm_version="2.0+2") == []
+    assert "2.0+3-py311.txt" in only(vllm_problems(vllm_requirements=str(tmp_path), vllm_version="2.0+3")).what
+
+
+def test_root_is_no_administrator(problems):
+    data = {"platform": "debian-12", "base_admin_keys": ["ssh-ed25519 AAAA a"], "base_admin_user": "root"}
+    assert only(problems(BaseSettings, data)).key == "base_admin_user"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -251,8 +264,13 @@ def test_a_misspelt_platform_is_told_of_the_platform():
     assert only(list(unclaimed("node1", {"platfrom": "debian-12"}))).remedy == "did you mean platform?"
 
 
+@pytest.mark.parametrize(("key", "meant"), [("ssh_hostnme", "ssh_hostname"), ("_sduo", "_sudo")])
+def test_a_key_of_pyinfra_that_is_misspelt_is_named_with_the_right_one(key, meant):
+    assert only(list(unclaimed("node1", {key: "x"}))).remedy == f"did you mean {meant}?"
+
+
 def test_keys_of_pyinfra_of_the_site_and_of_roles_are_nobodys_mistake():
-    data = {"ssh_user": "a", "_sudo": True, "fake_delay": 0, "site_rack": 7, "platform": "debian-12", "nginx_x": 1}
+    data = {"ssh_user": "a", "_sudo": True, "site_rack": 7, "platform": "debian-12", "nginx_x": 1}
     assert list(unclaimed("node1", data)) == []
 
 
@@ -301,3 +319,11 @@ def test_what_is_no_uuid_of_a_slice_is_refused(vllm_problems, name):
     # The last of them would end the line of the environment file.
     problem = only(vllm_problems(vllm_models={"a": MODEL | {"gpus": [], "mig_slice": name}}))
     assert problem.key.startswith("vllm_models")
+
+
+def test_what_an_engine_argument_opens_again_is_said_in_the_rendered_file(vllm_data):
+    vllm_data["vllm_models"]["llama"]["engine_args"] = {"disable_fastapi_docs": False, "enforce-eager": True}
+    settings = VllmSettings.load("node1", vllm_data)
+    text = next(file.content for file in vllm_files(settings) if file.dest == "/etc/vllm/llama.yaml")
+    comments = [line for line in text.splitlines() if line.startswith("# Relaxed")]
+    assert comments == ["# Relaxed: disable-fastapi-docs, by vllm_models.llama.engine_args."]
