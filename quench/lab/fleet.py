@@ -39,6 +39,19 @@ from quench.lab.systems import os_release
 LOGIN = "install"
 _CAPABILITIES = "NET_ADMIN,SYS_ADMIN,AUDIT_CONTROL,AUDIT_WRITE,SYS_CHROOT,NET_RAW,SYS_PTRACE,MKNOD"
 
+# systemd.generator(7): these find nothing in a container, and would be started at each daemon-reload, of which a run
+# has many.
+_GENERATORS = (
+    "bless-boot", "cryptsetup", "debug", "getty", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local", "run",
+    "system-update", "veritysetup",
+)  # fmt: skip
+# podman mounts a /tmp for systemd; it is the host's own to decide on that.
+_INIT = (
+    "umount /tmp; mkdir -p /etc/systemd/system-generators; "
+    f"for name in {' '.join(_GENERATORS)}; do "
+    "ln -sf /dev/null /etc/systemd/system-generators/systemd-$name-generator; done; exec /sbin/init"
+)
+
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 _ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "container=podman")
 # Of each container, with the time of its start: another process may get the same number.
@@ -363,10 +376,9 @@ def _start(machine: Machine, lab: Lab, host: LabHost, image: str) -> None:
         "--security-opt=unmask=/proc/sys",
         *machine.run_flags,
         image,
-        # podman mounts a /tmp for systemd; it is the host's own to decide on that.
         "sh",
         "-c",
-        "umount /tmp; exec /sbin/init",
+        _INIT,
     )
 
 

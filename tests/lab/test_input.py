@@ -159,8 +159,10 @@ def test_no_sudo(untouched: Node, tmp_path: Path) -> None:
 
 def test_a_host_that_a_killed_run_told_to_reboot(untouched: Node, tmp_path: Path) -> None:
     untouched.root(f"systemd-run --quiet --unit={REBOOT_UNIT} --on-active=1h true")
-    run = only_the_host_knows(untouched, tmp_path, {})
-    untouched.root(f"systemctl stop {REBOOT_UNIT}.timer")
+    try:
+        run = only_the_host_knows(untouched, tmp_path, {})
+    finally:
+        untouched.root(f"systemctl stop {REBOOT_UNIT}.timer")
     assert problem_lines(run) == [
         "node1: ssh_hostname: the host is about to reboot; wait until it is back, and run again"
     ]

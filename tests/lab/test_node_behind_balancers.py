@@ -27,7 +27,7 @@ def fleet(real_node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     fleet = Fleet(balancers, [Node(lab, real_node.name, real_node.environment)])
     failed = [run.text[-4000:] for run in provision(fleet, tmp_path_factory.mktemp("behind")) if run.code != 0]
     assert not failed, "\n".join(failed)
-    assert wait(lambda: all(row["status"] == "UP" for lb in balancers for row in servers(lb).values()), 60)
+    assert wait(lambda: [row["status"] for lb in balancers for row in servers(lb).values()] == ["UP", "UP"], 60)
     yield fleet
     for spec in specs:
         labs.remove_host(lab.name, spec.name)
