@@ -73,6 +73,8 @@ class FabricParts(Model):
 
     driver: list[str]
     own: list[str]
+    deb: list[str]
+    rpm: list[str]
     source: str
 
 

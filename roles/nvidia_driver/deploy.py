@@ -14,6 +14,7 @@ from quench import (
     download,
     ensure,
     install,
+    packages,
     pinned_packages,
     reboot,
     role,
@@ -30,6 +31,7 @@ from roles.nvidia_driver.files import (
     PERSISTENCED,
     build_packages,
     chosen,
+    fabric_packages,
     files,
     source_file,
     sources,
@@ -53,6 +55,9 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
     if not settings.distro:
         allow(download("nvidia_driver", settings.repository, settings.source_zones, "packages of NVIDIA"))
 
+    switches = fabric_packages(settings)
+    if switches:
+        packages(switches)
     install("nvidia_driver-sources", sources(settings, apt_sources))
     units = [PERSISTENCED, *([FABRIC_MANAGER] if wanted.fabric else [])]
     pinned_packages(

@@ -51,6 +51,8 @@ def test_the_board_decides_on_fabric_manager_and_subnet_manager(nodes: dict[str,
     assert (
         has == {"2xl4": set(), "8xh100": {"nvidia-fabricmanager"}, "8xb200": {"nvidia-fabricmanager", "nvlsm"}}[board]
     )
+    # The start script of the fabric manager asks it for adapters.
+    assert bool(nodes[host].root("command -v ibstat; true")) == (board == "8xb200")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

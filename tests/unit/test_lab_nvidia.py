@@ -166,6 +166,7 @@ def test_rhels_headers_are_found_by_the_kernels_own_name():
     found = {package.name: package for package in nvidia_sets.archive_packages("rhel9", "5.14.0-570.el9.x86_64")}
     assert found["kernel-devel"].provides == ("kernel-devel-5.14.0-570.el9.x86_64",)
     assert "python3-dnf-plugin-versionlock" in found
+    assert found["infiniband-diags"].files["/usr/sbin/ibstat"].mode == 0o755
 
 
 def test_every_source_of_a_package_is_there_and_says_that_it_is_simulated():

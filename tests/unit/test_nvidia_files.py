@@ -13,6 +13,7 @@ from roles import container_toolkit, dcgm, dcgm_exporter, nvidia_driver
 from roles.container_toolkit.files import sources as toolkit_sources
 from roles.dcgm.files import packages_of
 from roles.nvidia_driver.compatibility import driver_set
+from roles.nvidia_driver.files import fabric_packages
 from roles.nvidia_driver.files import sources as driver_sources
 
 GPUS = Gpus(count=8, driver="580.95.05", cuda="13.0", dcgm="4.4.1", exporter="4.5.2", toolkit="1.18.0", mig="0.14.2")
@@ -226,7 +227,23 @@ def test_options_of_the_module_stand_in_their_file(rendered):
 @pytest.mark.parametrize(("gpu", "wanted"), [("b200", True), ("h100-sxm", False)])
 def test_the_subnet_manager_gets_its_module_where_there_is_one(rendered, gpu, wanted):
     text = rendered(nvidia_driver_gpus={gpu: 8})["/etc/modules-load.d/quench-nvidia.conf"]
-    assert ("ib_umad" in text.split()) is wanted
+    assert ({"ib_umad", "mlx5_ib"} <= set(text.split())) is wanted
+
+
+@pytest.mark.parametrize(
+    ("platform", "gpu", "wanted"),
+    [
+        ("debian-12", "b200", ["infiniband-diags", "libibumad3"]),
+        ("ubuntu-24.04", "b300", ["infiniband-diags", "libibumad3"]),
+        ("rhel-10", "b200", ["infiniband-diags", "libibumad"]),
+        ("rhel-10", "h100-sxm", []),
+        ("debian-12", "l4", []),
+    ],
+)
+def test_the_fabric_manager_finds_the_program_that_it_asks_for_adapters(gpu_data, platform, gpu, wanted):
+    # nvidia-fabricmanager-start.sh of boards with NVLink 5 calls ibstat, and ends where there is none.
+    data = gpu_data | {"platform": platform, "nvidia_driver_gpus": {gpu: 8}}
+    assert fabric_packages(nvidia_driver.NvidiaDriverSettings.load("node1", data)) == wanted
 
 
 def test_the_persistence_daemon_is_not_left_with_persistence_off(rendered):
