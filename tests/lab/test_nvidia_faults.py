@@ -37,6 +37,11 @@ def served(lab: dict[str, Node], tmp_path_factory: pytest.TempPathFactory) -> di
     return nodes
 
 
+def repository(node: Node) -> str:
+    """The file of NVIDIA's repository, or an empty text."""
+    return node.root("ls /etc/apt/sources.list.d/quench-nvidia.* /etc/yum.repos.d/quench-nvidia.* 2>/dev/null; true")
+
+
 @pytest.fixture(params=PLATFORMS)
 def bare(request: pytest.FixtureRequest, lab: dict[str, Node]) -> Iterator[Node]:
     """A host to which no run has brought anything, before the test and after it."""
@@ -105,6 +110,9 @@ def test_a_repository_signed_by_somebody_else_is_refused(bare: Node, tmp_path: P
     run = provision([bare], tmp_path, **keys)
     assert run.code == 1
     assert "a repository's signature could not be verified" in run.text
+    # It would fail whatever else asks the repositories.
+    assert repository(bare) == ""
+    bare.root("apt-get -q update" if bare.name.startswith("debian") else "dnf -q makecache")
 
 
 def test_headers_that_the_mirror_no_longer_has_are_named(bare: Node, tmp_path: Path) -> None:
@@ -118,6 +126,8 @@ def test_headers_that_the_mirror_no_longer_has_are_named(bare: Node, tmp_path: P
     assert "no repository of this host has: " in run.text
     assert bare.root("uname -r") in run.text
     assert "nothing was installed" in run.text
+    # Nothing but the next run is to bring what was refused.
+    assert repository(bare) == ""
 
 
 # --- on the way ------------------------------------------------------------------------------------------------
