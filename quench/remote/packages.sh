@@ -188,7 +188,7 @@ rm -f $updated
 after=$(installed)
 # Where any version will do there is nothing to go back to.
 [ -n "$(echo "$wanted" | grep -v ' \*$')" ] || exit 1
-[ "$before" != "$after" ] || refuse "the package manager or the check of its work failed"
+[ "$before" != "$after" ] || give_up "the package manager or the check of its work failed; the set is as it was"
 back=$(
     echo "$before" | sed '/^$/d'
     echo "$after" | while read -r name version; do
@@ -197,8 +197,11 @@ back=$(
 )
 # The former packages are not among those that a pin of dnf lets in.
 excludes=--disableexcludes=all
-if echo "$back" | transaction install >"$log" 2>&1; then
+echo "$back" | transaction install >"$log" 2>&1 || true
+now=$(installed)
+if [ "$now" = "$before" ]; then
     give_up "the package manager or the check of its work failed; the former packages are back"
 fi
 tail -n 20 "$log" >&2
-give_up "the former packages could not be brought back in full; the next run tries again"
+differ=$(printf '%s\n' "$before" "$now" | sort | uniq -u | cut -d' ' -f1 | sed '/^$/d' | uniq | paste -s -d ' ')
+give_up "the former packages could not be brought back in full: $differ; the next run tries again"

@@ -107,3 +107,20 @@ def test_a_check_that_fails_brings_the_former_set_back_and_takes_the_repository_
     assert code == 1
     assert "the former packages are back" in said
     assert (host.installed, host.source.exists()) == (OLD, False)
+
+
+def test_a_former_package_that_does_not_come_back_is_named(host):
+    host.write("stuck", "libcuda1=1-1\n")
+    code, said = host.run(check="false")
+    assert code == 1
+    assert "could not be brought back in full: libcuda1; the next run tries again" in said
+    assert (host.installed, host.source.exists()) == ("libcuda1 2-1\nnvidia-smi 1-1\n", False)
+
+
+def test_a_failure_that_changed_no_package_of_the_set_does_not_say_that_nothing_was_installed(host):
+    host.write("stuck", "libcuda1=2-1\nnvidia-smi=2-1\n")
+    code, said = host.run(wanted=f"{NEW}\ndkms *")
+    assert code == 1
+    assert "the set is as it was" in said
+    assert "nothing was installed" not in said
+    assert (host.installed, host.source.exists()) == (f"dkms 7-1\n{OLD}", False)
