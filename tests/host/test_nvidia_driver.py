@@ -25,7 +25,10 @@ count = ctypes.c_int()
 print(cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)), count.value)
 """
 # Where NVIDIA, and those who pack its driver anew, have their packages.
-FOREIGN = "download[.]nvidia[.]com|nvidia[.]github[.]io|graphics-drivers|negativo17|nonfree-nvidia"
+FOREIGN = (
+    "download[.]nvidia[.]com|nvidia[.]github[.]io|graphics-drivers|negativo17|nonfree-nvidia"
+    "|file:/+var/nvidia-driver-local-repo-"
+)
 
 
 @pytest.fixture(scope="module")
