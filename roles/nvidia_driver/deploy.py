@@ -85,6 +85,7 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
             _HERE / "reboot.sh", wanted.version, *(f"{name}={value}" for name, value in settings.module_options.items())
         ),
         ready=modules,
+        units=[*units, "nvidia-mig-manager.service"],
         allowed=settings.reboot == "when-needed",
         key="nvidia_driver_reboot",
         seconds=settings.reboot_seconds,
