@@ -15,6 +15,7 @@ from roles.dcgm.files import packages_of
 from roles.nvidia_driver.compatibility import driver_set
 from roles.nvidia_driver.files import fabric_packages
 from roles.nvidia_driver.files import sources as driver_sources
+from tests.host.conftest import Packages, pins_of
 
 GPUS = Gpus(count=8, driver="580.95.05", cuda="13.0", dcgm="4.4.1", exporter="4.5.2", toolkit="1.18.0", mig="0.14.2")
 APT = [platform for platform in EVERY_PLATFORM if not platform.startswith("rhel")]
@@ -137,6 +138,21 @@ def test_apt_takes_no_part_of_the_family_that_only_another_version_has(sources, 
     others = [("nvidia-settings", "595.71.05-1"), ("linux-modules-nvidia-535-generic", "6.8.0-50"), ("curl", "8.5.0-2")]
     found = apt(sources("ubuntu-24.04"), others)
     assert found == {"nvidia-settings": "(none)", "linux-modules-nvidia-535-generic": "(none)", "curl": "8.5.0-2"}
+
+
+@pytest.mark.parametrize("platform", APT)
+def test_the_checks_of_a_host_read_from_its_pins_what_each_package_must_be(sources, platform):
+    preferences = [text for path, text in sources(platform).items() if path.startswith("/etc/apt/preferences.d/")]
+    packages = Packages(None, "apt", pins_of("".join(preferences)))
+    wanted = wanted_packages(platform)
+    assert {name: packages.pinned(name) for name in wanted} == wanted
+    assert packages.pinned("curl") is None
+
+
+def test_parts_of_debians_contrib_are_not_taken_for_parts_of_the_driver(sources):
+    packages = Packages(None, "apt", pins_of(sources("debian-12")["/etc/apt/preferences.d/quench-nvidia"]))
+    parts = ["nvidia-installer-cleanup", "nvidia-kernel-common", "nvidia-support"]
+    assert [packages.pinned(name) for name in parts] == [None] * 3
 
 
 def repository(text):
