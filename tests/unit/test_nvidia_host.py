@@ -2,6 +2,7 @@ import subprocess
 
 import pytest
 
+from quench.files import CHECKOUT
 from roles.nvidia_driver import NvidiaDriverSettings
 from roles.nvidia_driver.host import PROBE, parse, problems
 
@@ -221,3 +222,59 @@ def test_all_that_is_amiss_comes_together(found):
     lines = [*pci(L4), "runfile", "secure-boot", "foreign /etc/yum.repos.d/cuda.repo", "space /usr 1"]
     keys = sorted(problem.key for problem in found(lines))
     assert keys == ["nvidia_driver_gpus", "nvidia_driver_repository", *["nvidia_driver_version"] * 3]
+
+
+# As the kernel module shows what it was loaded with.
+PARAMS = """\
+EnableMSI: 1
+DynamicPowerManagement: 2
+RmProfilingAdminOnly: 1
+RegistryDwords: ""
+CoherentGPUMemoryMode: "driver"
+"""
+
+
+@pytest.fixture
+def reasons(tmp_path):
+    """Why a host whose module was loaded like this would be rebooted for these options."""
+
+    def ask(*options):
+        (tmp_path / "params").write_text(PARAMS)
+        script = (CHECKOUT / "roles" / "nvidia_driver" / "reboot.sh").read_text()
+        for path in ("/proc/driver/nvidia", "/sys/module"):
+            assert path in script
+            script = script.replace(path, str(tmp_path))
+        command = ["sh", "-c", script, "reboot.sh", "580.95.05", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "NVreg_DynamicPowerManagement=2",
+        "NVreg_DynamicPowerManagement=0x02",
+        "NVreg_EnableMSI=0X1",
+        "NVreg_CoherentGPUMemoryMode=driver",
+        "NVreg_RestrictProfilingToAdminUsers=1",
+        # The module does not show it.
+        "NVreg_Unknown=1",
+    ],
+)
+def test_an_option_that_is_in_force_needs_no_reboot_however_it_is_written(reasons, option):
+    assert reasons(option) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("NVreg_DynamicPowerManagement=0x03", "DynamicPowerManagement is 2, and should be 0x03"),
+        ("NVreg_CoherentGPUMemoryMode=numa", "CoherentGPUMemoryMode is driver, and should be numa"),
+        ("NVreg_RestrictProfilingToAdminUsers=0", "RestrictProfilingToAdminUsers is 1, and should be 0"),
+    ],
+)
+def test_an_option_that_is_not_in_force_needs_a_reboot(reasons, option, why):
+    assert reasons(option) == [f"the module's option {why}"]
