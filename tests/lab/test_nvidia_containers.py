@@ -107,12 +107,22 @@ def test_a_model_is_not_split_over_gpus_that_are_cut(node: Node, tmp_path: Path)
     assert "Connected" not in run.text
 
 
-def test_a_cut_that_nobody_declares_is_refused_and_can_be_undone(node: Node, tmp_path: Path) -> None:
-    run = provision([node], tmp_path / "undeclared", **{**SETTINGS, "mig_layout": []})
+def test_a_cut_that_nobody_declares_is_refused(node: Node, tmp_path: Path) -> None:
+    run = provision([node], tmp_path, **{**SETTINGS, "mig_layout": []})
     assert run.code == 1
     assert f"{node.name}: mig_layout: is empty, and GPU 0 is cut into slices" in run.text
     assert slices(node) == 9
+
+
+def test_a_gpu_that_the_layout_no_longer_names_is_whole_again(node: Node, tmp_path: Path) -> None:
+    run = provision([node], tmp_path, **{**SETTINGS, "mig_layout": SETTINGS["mig_layout"][:1]})
+    assert run.code == 0, run.text[-4000:]
+    modes = node.root("nvidia-smi --query-gpu=mig.mode.current --format=csv,noheader").split()
+    assert (slices(node), modes) == (7, ["Enabled", *["Disabled"] * 7])
+
+
+def test_every_gpu_can_be_made_whole_again(node: Node, tmp_path: Path) -> None:
     whole = {**SETTINGS, "mig_layout": [{"gpus": "all", "slices": {}}]}
-    run = provision([node], tmp_path / "whole", **whole)
+    run = provision([node], tmp_path, **whole)
     assert run.code == 0, run.text[-4000:]
     assert slices(node) == 0
