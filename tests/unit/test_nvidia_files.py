@@ -422,12 +422,33 @@ def test_dcgm_comes_for_the_drivers_cuda_alone_and_with_its_profiling_parts(cuda
 
 @pytest.mark.parametrize(
     ("platform", "wanted"),
-    [("debian-12", True), ("ubuntu-22.04", True), ("ubuntu-24.04", True), ("debian-13", False), ("rhel-9", False)],
+    [("debian-12", True), ("ubuntu-24.04", True), ("debian-13", False), ("rhel-9", False)],
 )
 def test_a_podman_that_is_too_old_for_cdi_0_7_gets_what_it_can_read(platform, wanted):
     data = {"platform": platform, "container_toolkit_engine": "podman"}
     (file,) = container_toolkit.files(container_toolkit.ContainerToolkitSettings.load("node1", data))
     assert ("no-additional-gids-for-device-nodes" in file.content) is wanted
+
+
+@pytest.mark.parametrize(
+    ("platform", "engine", "instead"),
+    [
+        ("debian-12", "docker", "podman"),
+        ("rhel-9", "docker", "podman"),
+        ("rhel-10", "docker", "podman"),
+        ("ubuntu-22.04", "podman", "docker"),
+    ],
+)
+def test_an_engine_that_knows_no_cdi_is_refused_and_the_other_one_is_not(gpu_data, problems, platform, engine, instead):
+    data = {
+        "platform": platform,
+        "container_toolkit_repository_key": gpu_data["nvidia_driver_repository_key"],
+        "container_toolkit_repository_fingerprint": gpu_data["nvidia_driver_repository_fingerprint"],
+    }
+    model = container_toolkit.ContainerToolkitSettings
+    (problem,) = problems(model, data | {"container_toolkit_engine": engine})
+    assert (problem.key, problem.remedy) == ("container_toolkit_engine", f"set container_toolkit_engine = '{instead}'")
+    assert problems(model, data | {"container_toolkit_engine": instead}) == []
 
 
 def test_docker_gets_cdi_beside_what_else_it_is_told():
