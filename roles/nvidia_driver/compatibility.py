@@ -177,6 +177,12 @@ def tells_fabric_state(gpus: Mapping[str, int]) -> bool:
     )
 
 
+def oldest_branches() -> dict[int, int]:
+    """The oldest branch that runs a CUDA, by the CUDA's major version."""
+    newest_first = sorted(table().branches, reverse=True)
+    return {int(table().branches[branch].cuda.partition(".")[0]): branch for branch in newest_first}
+
+
 def gpu_of(device: str) -> str | None:
     """The table's name of a PCI device id, such as `2330`."""
     return next((name for name, gpu in table().gpus.items() if gpu.device == device), None)

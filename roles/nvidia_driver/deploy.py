@@ -22,7 +22,7 @@ from quench import (
     shell_script,
 )
 from roles.nvidia_driver import host as gpu_host
-from roles.nvidia_driver.compatibility import table, tells_fabric_state
+from roles.nvidia_driver.compatibility import oldest_branches, table, tells_fabric_state
 from roles.nvidia_driver.files import (
     APT_SOURCES,
     FABRIC_MANAGER,
@@ -118,4 +118,5 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
         toolkit=wanted.release.toolkit,
         mig=wanted.release.mig,
         sliceable=all(table().gpus[gpu].slices for gpu in settings.gpus),
+        branches=oldest_branches(),
     )
