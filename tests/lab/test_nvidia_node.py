@@ -108,7 +108,10 @@ def test_the_host_engine_is_not_to_be_reached_from_outside(node: Node) -> None:
 
 
 def test_a_daemon_reload_takes_no_gpu_from_a_sandboxed_unit(node: Node) -> None:
-    # The rules of the engines' own unit. The lab's device files can be opened like the real ones, and are no GPUs.
+    # Without a rule there is no GPU to be taken away.
+    shut = "systemd-run --quiet --wait --collect -p DevicePolicy=closed -p User=nobody sh -c ': </dev/nvidia0'"
+    assert node.root(f"{shut} && echo open || echo shut") == "shut"
+    # As the engines' own unit has them. The lab's device files can be opened like the real ones, and are no GPUs.
     rules = " ".join(f"-p 'DeviceAllow=/dev/{name} rw'" for name in ("nvidia0", "nvidiactl", "nvidia-uvm"))
     node.root(
         "systemd-run --quiet --unit=gpu-user -p DevicePolicy=closed -p User=nobody "
