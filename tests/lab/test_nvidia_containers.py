@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fleets import wait
 from gpus import provision
 from support import MODEL, Node, hosts_of, lab_data, run_pyinfra, write_inventory
 
@@ -85,12 +85,8 @@ def test_the_layout_is_applied_and_containers_see_the_slices(node: Node) -> None
 def test_the_layout_is_there_again_after_a_reboot(node: Node, tmp_path: Path) -> None:
     before = node.root("cut -d' ' -f22 /proc/1/stat")
     node.root("systemctl reboot", check=False)
-    for _ in range(60):
-        time.sleep(0.5)
-        if node.root("cut -d' ' -f22 /proc/1/stat", check=False) not in ("", before) and (
-            node.root("systemctl is-active multi-user.target", check=False) == "active"
-        ):
-            break
+    assert wait(lambda: node.root("cut -d' ' -f22 /proc/1/stat", check=False) not in ("", before), 60)
+    assert wait(lambda: node.root("systemctl is-active multi-user.target", check=False) == "active", 60)
     assert slices(node) == 9
     run = provision([node], tmp_path, "--json", **SETTINGS)
     assert (run.code, run.totals["success"]) == (0, 0), run.text[-3000:]
