@@ -6,6 +6,8 @@ PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 endif
 VENV := .venv
 BIN := $(VENV)/bin
+NVIDIA_UNIT := $(wildcard tests/unit/test_nvidia_*.py) $(patsubst %, tests/unit/test_%.py, \
+	dcgm_exporter_settings lab_nvidia mig_settings packages_script reboot)
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -44,7 +46,7 @@ test: check ## Everything: real hosts, the real engine, molecule
 test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults
 	@scripts/lab-tools
 	@MOLECULE_GLOB="tests/molecule/gpu-*/molecule.yml" molecule test --all
-	@pytest -q $(wildcard tests/unit/test_nvidia_*.py) $(wildcard tests/lab/test_nvidia_*.py)
+	@pytest -q $(NVIDIA_UNIT) $(wildcard tests/lab/test_nvidia_*.py)
 
 bench: $(READY) ## Commands per host and seconds of a run with nothing to change
 	@scripts/lab-tools

@@ -124,7 +124,7 @@ def _gpus(data):
         "nvidia_driver_repository_key": data["nvidia"]["key"],
         "nvidia_driver_repository_fingerprint": fingerprint,
         "nvidia_driver_reboot": "when-needed",
-        "nvidia_driver_reboot_seconds": 60,
+        "nvidia_driver_reboot_seconds": 120,
         "container_toolkit_repository": data["nvidia"]["container_repository"],
         "container_toolkit_repository_key": data["nvidia"]["key"],
         "container_toolkit_repository_fingerprint": fingerprint,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Literal
 
@@ -108,7 +109,11 @@ class Flow:
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs of a host, and the versions that go with their driver. None: Quench looks after no driver here."""
+    """The GPUs of a host, and the versions that go with their driver. None: Quench looks after no driver here.
+
+    Args:
+        branches: the oldest branch of the driver that runs a CUDA, by the CUDA's major version.
+    """
 
     count: int = 0
     driver: str = ""
@@ -118,6 +123,7 @@ class Gpus:
     toolkit: str | None = None
     mig: str | None = None
     sliceable: bool = False
+    branches: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from pyinfra import context, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
@@ -24,7 +25,9 @@ _PATIENCE = 20
 _lost: list[str] = []
 
 
-def reboot(name: str, *, question: str, ready: str, allowed: bool, key: str, seconds: int) -> None:
+def reboot(
+    name: str, *, question: str, ready: str, units: Sequence[str], allowed: bool, key: str, seconds: int
+) -> None:
     """Reboot the host if need be, and wait until it is back; one host at a time.
 
     A host that does not come back ends its own run, and no further host is rebooted.
@@ -33,16 +36,27 @@ def reboot(name: str, *, question: str, ready: str, allowed: bool, key: str, sec
         name: imperative sentence, the operation's name.
         question: shell that prints why a reboot is needed, and nothing if it is not.
         ready: shell that prints why the host would not come up as it should, and nothing if it would.
+        units: what starts with the host and the run looks at next, as far as it is there. Other units may take longer
+            than the host: an engine loads its model.
         allowed: whether this run may reboot. If not, it ends on this host with the reason.
         key: the setting that allows it.
         seconds: how long the host may take.
     """
-    _reboot(name=name, question=question, ready=ready, allowed=allowed, key=key, seconds=seconds, _serial=True)
+    _reboot(
+        name=name,
+        question=question,
+        ready=ready,
+        units=list(units),
+        allowed=allowed,
+        key=key,
+        seconds=seconds,
+        _serial=True,
+    )
 
 
 @operation()
 def _reboot(
-    question: str, ready: str, allowed: bool, key: str, seconds: int
+    question: str, ready: str, units: list[str], allowed: bool, key: str, seconds: int
 ) -> Generator[StringCommand | FunctionCommand, None, None]:
     host = context.host
     why = host.get_fact(facts.Lines, command=question)
@@ -59,7 +73,7 @@ def _reboot(
     )
     before: list[str] = []
     yield FunctionCommand(_go_down, (before,), {})
-    yield FunctionCommand(_come_back, (before, seconds), {})
+    yield FunctionCommand(_come_back, (before, units, seconds), {})
 
 
 def _go_down(state: State, host: Host, before: list[str]) -> bool:
@@ -78,15 +92,14 @@ def _go_down(state: State, host: Host, before: list[str]) -> bool:
     return done or _say(host, "does not begin to reboot; see journalctl there")
 
 
-def _come_back(state: State, host: Host, before: list[str], seconds: int) -> bool:
+def _come_back(state: State, host: Host, before: list[str], units: list[str], seconds: int) -> bool:
     deadline, now = time.monotonic() + seconds, before
     while time.monotonic() < deadline:
         time.sleep(2)
         try:
             connect_once(host)
             now = _boot_of(host) or now
-            # Not before its units have started: some are what the run looks at next.
-            if now != before and _has_started(host):
+            if now != before and _has_started(host, units):
                 return True
         except Exception:  # whatever keeps it away, it is not back yet
             host.connected = False
@@ -103,9 +116,12 @@ def _boot_of(host: Host) -> list[str]:
     return output.stdout_lines if done else []
 
 
-def _has_started(host: Host) -> bool:
-    _, output = host.run_shell_command(StringCommand("systemctl is-system-running"), _timeout=_PATIENCE)
-    return output.stdout.strip() in ("running", "degraded")
+def _has_started(host: Host, units: list[str]) -> bool:
+    # A unit that has started or failed has no job any more. systemctl(1), list-jobs
+    jobs = f"systemctl list-jobs --no-legend {shlex.join(units)}"
+    command = f"systemctl is-active --quiet basic.target && ! {jobs} | grep -q ."
+    done, _ = host.run_shell_command(StringCommand(command), _timeout=_PATIENCE)
+    return done
 
 
 def _still_there(host: Host) -> bool:

@@ -88,6 +88,7 @@ def archive_packages(distro: str, kernel: str) -> list[Package]:
     release = rest.replace("-", "_") or "1"
     real = ("/bin/sh", "/usr/bin/sh", "systemd", "kmod", "python3", "openssl", "sudo", "procps-ng", "iproute",
             "ca-certificates", "openssh-server", "dracut", "grubby", "mokutil", "gcc", "make")  # fmt: skip
+    ibstat = File(text="#!/bin/sh\n# SIMULATED: names the InfiniBand adapters; there are none.\n", mode=0o755)
     return [
         # `dnf install kernel-devel-$(uname -r)` finds it, although this kernel's name is not one of RHEL's.
         Package("kernel-devel", version, release, files=headers, provides=(f"kernel-devel-{kernel}",)),
@@ -96,7 +97,7 @@ def archive_packages(distro: str, kernel: str) -> list[Package]:
         Package("kernel-headers", version, release, provides=(f"kernel-headers-{kernel}",)),
         Package("dkms", "3.2.2"),
         Package("python3-dnf-plugin-versionlock", "4.7.0"),
-        Package("infiniband-diags", "57.0"),
+        Package("infiniband-diags", "57.0", depends=("libibumad",), files={"/usr/sbin/ibstat": ibstat}),
         Package("libibumad", "57.0"),
         Package("quench-lab-system", "1", provides=real),
     ]  # fmt: skip

@@ -3,8 +3,9 @@
 # Arguments: MANAGER FAMILY CHECK HOLD_BACK WANTED SOURCE. FAMILY has patterns of the names of all that moves together.
 # WANTED has a line for each package, NAME VERSION. VERSION is upstream's, without epoch and revision; `-` wants the
 # package gone; `*` takes any version, and in such a NAME `$(uname -r)` stands for the running kernel and
-# `$(next-kernel)` for the one that boots next. SOURCE is the file of the repository, which a failure takes away: its
-# pins name the new set by then, and nothing but the next run is to bring that.
+# `$(next-kernel)` for the one that boots next. SOURCE is the file of the repository, which a refusal and a failure take
+# away: its pins name the new set by then, and nothing but the next run is to bring that. With a wrong signature it would
+# also fail every other use of the package manager.
 set -eu
 set -f # patterns of names are for the package managers
 manager=$1 family=$2 check=$3 hold_back=$4 source=$6
@@ -26,10 +27,12 @@ leave() {
 trap leave EXIT
 trap 'exit 1' HUP INT TERM PIPE
 
-refuse() {
-    echo "quench: $1; nothing was installed" >&2
+give_up() {
+    [ -z "$source" ] || rm -f "$source"
+    echo "quench: $1" >&2
     exit 1
 }
+refuse() { give_up "$1; nothing was installed"; }
 # NAME EPOCH:VERSION-REVISION of those that are whole.
 installed() {
     if [ "$manager" = dnf ]; then
@@ -185,10 +188,7 @@ rm -f $updated
 after=$(installed)
 # Where any version will do there is nothing to go back to.
 [ -n "$(echo "$wanted" | grep -v ' \*$')" ] || exit 1
-if [ "$before" = "$after" ]; then
-    [ -z "$source" ] || rm -f "$source"
-    refuse "the package manager or the check of its work failed"
-fi
+[ "$before" != "$after" ] || give_up "the package manager or the check of its work failed; the set is as it was"
 back=$(
     echo "$before" | sed '/^$/d'
     echo "$after" | while read -r name version; do
@@ -197,11 +197,11 @@ back=$(
 )
 # The former packages are not among those that a pin of dnf lets in.
 excludes=--disableexcludes=all
-if echo "$back" | transaction install >"$log" 2>&1; then
-    echo "quench: the package manager or the check of its work failed; the former packages are back" >&2
-else
-    tail -n 20 "$log" >&2
-    echo "quench: the former packages could not be brought back in full; the next run tries again" >&2
+echo "$back" | transaction install >"$log" 2>&1 || true
+now=$(installed)
+if [ "$now" = "$before" ]; then
+    give_up "the package manager or the check of its work failed; the former packages are back"
 fi
-[ -z "$source" ] || rm -f "$source" # now that the former packages are fetched
-exit 1
+tail -n 20 "$log" >&2
+differ=$(printf '%s\n' "$before" "$now" | sort | uniq -u | cut -d' ' -f1 | sed '/^$/d' | uniq | paste -s -d ' ')
+give_up "the former packages could not be brought back in full: $differ; the next run tries again"

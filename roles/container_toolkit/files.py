@@ -20,9 +20,9 @@ _REPO = "/etc/yum.repos.d/quench-container-toolkit.repo"
 _ENVIRONMENT = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
 _KEY = "/etc/apt/keyrings/quench-container-toolkit.asc"
 _RPM_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-quench-container-toolkit"
-# Version 0.7 of the CDI specification, the toolkit's default, needs podman 5.1. Debian 12 has 4.3, Ubuntu 22.04 and
-# 24.04 have 3.4 and 4.9. container-toolkit, release notes of 1.19.1, known issues.
-_OLD_PODMAN = ("debian-12", "ubuntu-22.04", "ubuntu-24.04")
+# Version 0.7 of the CDI specification, the toolkit's default, needs podman 5.1. Debian 12 has 4.3, and Ubuntu 24.04 has
+# 4.9. container-toolkit, release notes of 1.19.1, known issues.
+_OLD_PODMAN = ("debian-12", "ubuntu-24.04")
 
 
 def engine_packages(settings: ContainerToolkitSettings) -> list[str]:

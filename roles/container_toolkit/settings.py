@@ -15,11 +15,13 @@ from quench.settings import EVERY_PLATFORM, Platform, RoleSettings
 
 # github.com/NVIDIA/libnvidia-container, branch gh-pages: file gpgkey.
 FINGERPRINT = "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
-# CDI came with docker 25. Debian 12 has 20.10, and the RHEL family has none: packages.debian.org/docker.io
-_NO_DOCKER = {
-    "debian-12": "docker.io of Debian 12 knows no CDI",
-    "rhel-9": "RHEL has no docker",
-    "rhel-10": "RHEL has no docker",
+# CDI came with docker 25 and podman 4.1. Debian 12 has docker 20.10, and the RHEL family has none; Ubuntu 22.04 has
+# podman 3.4: packages.debian.org/docker.io, packages.ubuntu.com/podman
+_NO_CDI = {
+    ("docker", "debian-12"): "docker.io of Debian 12 knows no CDI",
+    ("docker", "rhel-9"): "RHEL has no docker",
+    ("docker", "rhel-10"): "RHEL has no docker",
+    ("podman", "ubuntu-22.04"): "podman of Ubuntu 22.04 knows no CDI",
 }
 
 
@@ -61,9 +63,9 @@ class ContainerToolkitSettings(RoleSettings):
     def problems(self, host: str) -> Iterator[Problem]:
         if self.engine == "none":
             return
-        if self.engine == "docker" and self.platform in _NO_DOCKER:
-            remedy = "set container_toolkit_engine = 'podman'"
-            yield Problem(host, "container_toolkit_engine", _NO_DOCKER[self.platform], remedy)
+        if what := _NO_CDI.get((self.engine, self.platform)):
+            other = "podman" if self.engine == "docker" else "docker"
+            yield Problem(host, "container_toolkit_engine", what, f"set container_toolkit_engine = '{other}'")
         for name in ("runtimes", "default-runtime"):
             if name in self.docker_settings:
                 what = f"{name} brings back the hook that loses GPUs"

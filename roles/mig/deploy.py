@@ -34,7 +34,7 @@ def mig(settings: MigSettings, gpus: Gpus) -> Slices:
         what = f"names GPU {sliced[-1]}, and the host has {gpus.count}"
         raise Refused([Problem(name, "mig_layout", what, f"indices are 0 to {gpus.count - 1}")])
     pinned_packages(f"Install MIG manager {gpus.mig}", {_PACKAGE: gpus.mig}, family=[_PACKAGE], hold_back=[UNIT])
-    managed = files(settings)
+    managed = files(settings, gpus)
     install("mig", managed)
     ensure(
         "Apply the MIG layout",

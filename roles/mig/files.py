@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quench import Managed, ManagedFile, template, to_yaml
-from roles.mig.settings import MigSettings
+from quench import Gpus, Managed, ManagedFile, template, to_yaml
+from roles.mig.settings import Layout, MigSettings
 
 UNIT = "nvidia-mig-manager.service"
 CONFIG = "/etc/nvidia-mig-manager/quench.yaml"
@@ -12,12 +12,12 @@ _DROP_IN = f"/etc/systemd/system/{UNIT}.d/quench.conf"
 LAYOUT = "quench"
 
 
-def files(settings: MigSettings) -> list[Managed]:
+def files(settings: MigSettings, gpus: Gpus) -> list[Managed]:
     """All files of the role."""
     return [
         ManagedFile(
             CONFIG,
-            to_yaml("mig", _layouts(settings)),
+            to_yaml("mig", _layouts(settings, gpus.count)),
             # github.com/NVIDIA/mig-parted: --valid-config needs no GPU.
             check=f"nvidia-mig-parted assert --valid-config -f {CONFIG} -c {LAYOUT}",
         ),
@@ -25,9 +25,12 @@ def files(settings: MigSettings) -> list[Managed]:
     ]
 
 
-def _layouts(settings: MigSettings) -> dict[str, object]:
+def _layouts(settings: MigSettings, count: int) -> dict[str, object]:
+    whole = settings.undeclared(count)
+    # mig-parted leaves a GPU that no entry names as it is: cut, if a former layout has cut it.
+    every = [*settings.layout, *([Layout(gpus=whole, slices={})] if whole else [])]
     layouts = [
         {"devices": layout.gpus, "mig-enabled": bool(layout.slices), "mig-devices": dict(layout.slices)}
-        for layout in settings.layout
+        for layout in every
     ]
     return {"version": "v1", "mig-configs": {LAYOUT: layouts}}

@@ -47,8 +47,8 @@ class MigSettings(RoleSettings):
     layout: list[Layout] = Field(
         default=[],
         description=(
-            "Which GPUs are cut, and how. Empty: none may be cut. A slice is given to a model by its UUID, and "
-            "no model can be split over slices: there is no NVLink between them."
+            "Which GPUs are cut, and how; those that are not named are made whole. Empty: none may be cut. A slice is "
+            "given to a model by its UUID, and no model can be split over slices: there is no NVLink between them."
         ),
         examples=[[{"gpus": [0], "slices": {"1g.10gb": 7}}]],
     )
@@ -66,3 +66,9 @@ class MigSettings(RoleSettings):
         """Indices of the GPUs that are cut, of `count`."""
         gpus = [range(count) if layout.gpus == "all" else layout.gpus for layout in self.layout if layout.slices]
         return tuple(sorted(gpu for part in gpus for gpu in part))
+
+    def undeclared(self, count: int) -> list[int]:
+        """Indices of the GPUs that no layout names, of `count`."""
+        if any(layout.gpus == "all" for layout in self.layout):
+            return []
+        return sorted(set(range(count)) - {gpu for layout in self.layout for gpu in layout.gpus})

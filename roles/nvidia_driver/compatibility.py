@@ -73,6 +73,8 @@ class FabricParts(Model):
 
     driver: list[str]
     own: list[str]
+    deb: list[str]
+    rpm: list[str]
     source: str
 
 
@@ -173,6 +175,12 @@ def tells_fabric_state(gpus: Mapping[str, int]) -> bool:
     return fabric_of(gpus) is not None and all(
         rows.architectures[rows.gpus[gpu].architecture].fabric_state for gpu in gpus
     )
+
+
+def oldest_branches() -> dict[int, int]:
+    """The oldest branch that runs a CUDA, by the CUDA's major version."""
+    newest_first = sorted(table().branches, reverse=True)
+    return {int(table().branches[branch].cuda.partition(".")[0]): branch for branch in newest_first}
 
 
 def gpu_of(device: str) -> str | None:

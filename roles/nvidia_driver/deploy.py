@@ -14,6 +14,7 @@ from quench import (
     download,
     ensure,
     install,
+    packages,
     pinned_packages,
     reboot,
     role,
@@ -21,7 +22,7 @@ from quench import (
     shell_script,
 )
 from roles.nvidia_driver import host as gpu_host
-from roles.nvidia_driver.compatibility import table, tells_fabric_state
+from roles.nvidia_driver.compatibility import oldest_branches, table, tells_fabric_state
 from roles.nvidia_driver.files import (
     APT_SOURCES,
     FABRIC_MANAGER,
@@ -30,6 +31,7 @@ from roles.nvidia_driver.files import (
     PERSISTENCED,
     build_packages,
     chosen,
+    fabric_packages,
     files,
     source_file,
     sources,
@@ -53,6 +55,9 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
     if not settings.distro:
         allow(download("nvidia_driver", settings.repository, settings.source_zones, "packages of NVIDIA"))
 
+    switches = fabric_packages(settings)
+    if switches:
+        packages(switches)
     install("nvidia_driver-sources", sources(settings, apt_sources))
     units = [PERSISTENCED, *([FABRIC_MANAGER] if wanted.fabric else [])]
     pinned_packages(
@@ -80,6 +85,7 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
             _HERE / "reboot.sh", wanted.version, *(f"{name}={value}" for name, value in settings.module_options.items())
         ),
         ready=modules,
+        units=[*units, "nvidia-mig-manager.service"],
         allowed=settings.reboot == "when-needed",
         key="nvidia_driver_reboot",
         seconds=settings.reboot_seconds,
@@ -112,4 +118,5 @@ def nvidia_driver(settings: NvidiaDriverSettings, apt_sources: str = APT_SOURCES
         toolkit=wanted.release.toolkit,
         mig=wanted.release.mig,
         sliceable=all(table().gpus[gpu].slices for gpu in settings.gpus),
+        branches=oldest_branches(),
     )

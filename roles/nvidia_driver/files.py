@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quench import Managed, ManagedFile, template
-from roles.nvidia_driver.compatibility import DriverSet, driver_set, fabric_of
+from roles.nvidia_driver.compatibility import DriverSet, driver_set, fabric_of, table
 from roles.nvidia_driver.settings import NvidiaDriverSettings
 
 PERSISTENCED = "nvidia-persistenced.service"
@@ -53,13 +53,22 @@ def build_packages(settings: NvidiaDriverSettings) -> list[str]:
     """What DKMS builds with. Headers of the running kernel and of the next: the metapackages would bring a new one."""
     if settings.family == "rhel":
         return ["kernel-devel-$(uname -r)", "kernel-devel-$(next-kernel)", "dkms"]
-    # Ubuntu has ib_umad, which the fabric manager of NVLink 5 needs, in a package of its own.
+    # Ubuntu has ib_umad and mlx5_ib, which the fabric manager of NVLink 5 needs, in a package of its own.
     modules = (
         ["linux-modules-extra-$(uname -r)"]
         if (settings.family, fabric_of(settings.gpus)) == ("ubuntu", "nvlink5")
         else []
     )
     return ["linux-headers-$(uname -r)", "linux-headers-$(next-kernel)", *modules, "dkms", "python3"]
+
+
+def fabric_packages(settings: NvidiaDriverSettings) -> list[str]:
+    """What the switches between the GPUs need of the distribution itself."""
+    fabric = fabric_of(settings.gpus)
+    if fabric is None:
+        return []
+    parts = table().fabrics[fabric]
+    return parts.rpm if settings.family == "rhel" else parts.deb
 
 
 def source_file(settings: NvidiaDriverSettings, folder: str) -> str:

@@ -21,12 +21,17 @@ if [ "$(tail -c 1 "$variable" 2>/dev/null | od -An -tu1 | tr -d ' ')" = 1 ]; the
     [ -n "$known" ] || echo secure-boot
 fi
 
-# Other sources of the same packages. apt may be told to read none of these folders.
+# Other sources of the same packages. apt may be told to read none of these folders. Each section of a .repo and each
+# stanza of a .sources is on or off by itself; in a .list each line is one. dnf.conf(5), sources.list(5)
 for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources /etc/yum.repos.d/*.repo; do
     case $file in */quench-*) continue ;; esac
-    ! grep -qsiE '^(enabled *= *(0|false)|Enabled: *no) *$' "$file" || continue
-    ! grep -qsE '^[^#]*(download\.nvidia\.com|nvidia\.github\.io|graphics-drivers|negativo17|nonfree-nvidia)' "$file" ||
-        echo "foreign $file"
+    awk -v kind="${file##*.}" '
+        function judge() { if (named && !off) found = 1; named = off = 0 }
+        (kind == "repo" && /^\[/) || (kind == "sources" && /^[ \t]*$/) || kind == "list" { judge() }
+        /^[^#]*(download\.nvidia\.com|nvidia\.github\.io|graphics-drivers|negativo17|nonfree-nvidia)/ { named = 1 }
+        /^[^#]*file:\/+var\/nvidia-driver-local-repo-/ { named = 1 }
+        tolower($0) ~ /^enabled[ \t]*[=:][ \t]*(0|no|false|off)[ \t]*$/ { off = 1 }
+        END { judge(); exit !found }' "$file" 2>/dev/null && echo "foreign $file"
 done
 {
     dpkg-query -W -f '${db:Status-Abbrev}|${Package}\n' '*nvidia*' 2>/dev/null | sed -n 's/^[ih]i |//p'

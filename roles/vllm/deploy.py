@@ -71,7 +71,8 @@ def _unfit(settings: VllmSettings, gpus: Gpus, slices: Slices) -> Iterator[Probl
         cuda = settings.cuda_of(version)
         if cuda is not None and cuda > int(gpus.cuda.partition(".")[0]):
             what = f"vLLM {version} is built for CUDA {cuda}, and driver {gpus.driver} runs no more than {gpus.cuda}"
-            yield Problem(host.name, "nvidia_driver_version", what, "choose a newer driver, or another vllm_version")
+            newer = f"a driver of branch {gpus.branches[cuda]} or newer" if cuda in gpus.branches else "a newer driver"
+            yield Problem(host.name, "nvidia_driver_version", what, f"choose {newer}, or another vllm_version")
     for name, model in settings.models.items():
         for gpu in model.gpus:
             if gpu >= gpus.count:

@@ -78,8 +78,8 @@ class Packages:
 
     host: Host
     manager: str
-    # Version by pattern of names, from the pins of all roles.
-    pins: dict[str, str]
+    # Version by pattern of names, from the pins of all roles. None: pinned to a source, in whatever version.
+    pins: dict[str, str | None]
 
     def pinned(self, name: str) -> str | None:
         """The version that a package is pinned to, without epoch and revision."""
@@ -115,6 +115,17 @@ class Packages:
             plan = self.host.check_output("apt-get --simulate --quiet dist-upgrade")
             names = re.findall(r"^(?:Inst|Remv) (\S+)", plan, re.MULTILINE)
         return [name for name in names if self.pinned(name) is not None]
+
+
+def pins_of(preferences: str) -> dict[str, str | None]:
+    """What apt's preferences pin, version by pattern of names."""
+    pins: dict[str, str | None] = {}
+    # apt_preferences(5): the first record that fits counts.
+    for names, pin in re.findall(r"^Package: (.+)\nPin: (.+)$", preferences, re.MULTILINE):
+        version = re.fullmatch(r"version /\(\^\|:\)(.+)-/", pin)
+        for name in names.split():
+            pins.setdefault(name, version[1].replace("\\.", ".") if version else None)
+    return pins
 
 
 def upstream(version: str) -> str:
@@ -166,10 +177,4 @@ def packages(host: Host) -> Packages:
         # dnf.conf(5): NAME-VERSION-RELEASE
         text = host.check_output("sed -n 's/^includepkgs=//p' /etc/yum.repos.d/quench-*.repo")
         return Packages(host, "dnf", {name: version for name, version, _ in (w.rsplit("-", 2) for w in text.split())})
-    pins: dict[str, str] = {}
-    text = host.check_output("cat /etc/apt/preferences.d/quench-*")
-    # apt_preferences(5): the first record that fits counts.
-    for names, pattern in re.findall(r"^Package: (.+)\nPin: version /\(\^\|:\)(.+)-/$", text, re.MULTILINE):
-        for name in names.split():
-            pins.setdefault(name, pattern.replace("\\.", "."))
-    return Packages(host, "apt", pins)
+    return Packages(host, "apt", pins_of(host.check_output("cat /etc/apt/preferences.d/quench-*")))

@@ -30,11 +30,18 @@ def bare_again(node: Node) -> Node:
     return Node(lab, node.name)
 
 
-def provision(nodes: Sequence[Node], folder: Path, *options: str, deploy: str = GPU_DEPLOY, **changes: Any) -> Run:
+def provision(
+    nodes: Sequence[Node],
+    folder: Path,
+    *options: str,
+    deploy: str = GPU_DEPLOY,
+    timeout: float = 550,
+    **changes: Any,
+) -> Run:
     """Run a deploy on these hosts alone, with some keys changed for all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     inventory = write_inventory(folder, {"*": changes}, [node.name for node in nodes])
-    return run_pyinfra(nodes[0], "-y", *options, inventory=inventory, deploy=deploy, timeout=550)
+    return run_pyinfra(nodes[0], "-y", *options, inventory=inventory, deploy=deploy, timeout=timeout)
 
 
 def family(node: Node) -> dict[str, str]:

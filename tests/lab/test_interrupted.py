@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,8 +77,14 @@ def kill_run(node: Node, inventory: str, operations: int | str, seconds: float) 
     return kill_command(node, pyinfra_command(inventory, "-y", "--limit", node.name), operations, seconds)
 
 
-def kill_command(node: Node, command: list[str], operations: int | str, seconds: float) -> bool:
-    """The same, of any pyinfra command."""
+def kill_command(
+    node: Node,
+    command: list[str],
+    operations: int | str,
+    seconds: float = 0.0,
+    begun_there: Callable[[], bool] = lambda: True,
+) -> bool:
+    """The same, of any pyinfra command. `begun_there` is what must have come true on the host before the kill."""
     process = subprocess.Popen(
         command, cwd=CHECKOUT, env=environment(node), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -92,12 +98,14 @@ def kill_command(node: Node, command: list[str], operations: int | str, seconds:
                 break
         elif begun >= operations and (operations or "Beginning operation run" in line):
             break
+    began = wait(begun_there, 60)
     time.sleep(seconds)
     running = process.poll() is None
     if running:
         os.killpg(process.pid, signal.SIGKILL)
     process.stderr.close()
     process.wait()
+    assert began, "what was to be interrupted has not begun on the host"
     return running
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fleets import wait
 from gpus import provision
 from support import MODEL, Node, hosts_of, lab_data, run_pyinfra, write_inventory
 
@@ -85,12 +85,8 @@ def test_the_layout_is_applied_and_containers_see_the_slices(node: Node) -> None
 def test_the_layout_is_there_again_after_a_reboot(node: Node, tmp_path: Path) -> None:
     before = node.root("cut -d' ' -f22 /proc/1/stat")
     node.root("systemctl reboot", check=False)
-    for _ in range(60):
-        time.sleep(0.5)
-        if node.root("cut -d' ' -f22 /proc/1/stat", check=False) not in ("", before) and (
-            node.root("systemctl is-active multi-user.target", check=False) == "active"
-        ):
-            break
+    assert wait(lambda: node.root("cut -d' ' -f22 /proc/1/stat", check=False) not in ("", before), 60)
+    assert wait(lambda: node.root("systemctl is-active multi-user.target", check=False) == "active", 60)
     assert slices(node) == 9
     run = provision([node], tmp_path, "--json", **SETTINGS)
     assert (run.code, run.totals["success"]) == (0, 0), run.text[-3000:]
@@ -107,12 +103,22 @@ def test_a_model_is_not_split_over_gpus_that_are_cut(node: Node, tmp_path: Path)
     assert "Connected" not in run.text
 
 
-def test_a_cut_that_nobody_declares_is_refused_and_can_be_undone(node: Node, tmp_path: Path) -> None:
-    run = provision([node], tmp_path / "undeclared", **{**SETTINGS, "mig_layout": []})
+def test_a_cut_that_nobody_declares_is_refused(node: Node, tmp_path: Path) -> None:
+    run = provision([node], tmp_path, **{**SETTINGS, "mig_layout": []})
     assert run.code == 1
     assert f"{node.name}: mig_layout: is empty, and GPU 0 is cut into slices" in run.text
     assert slices(node) == 9
+
+
+def test_a_gpu_that_the_layout_no_longer_names_is_whole_again(node: Node, tmp_path: Path) -> None:
+    run = provision([node], tmp_path, **{**SETTINGS, "mig_layout": SETTINGS["mig_layout"][:1]})
+    assert run.code == 0, run.text[-4000:]
+    modes = node.root("nvidia-smi --query-gpu=mig.mode.current --format=csv,noheader").split()
+    assert (slices(node), modes) == (7, ["Enabled", *["Disabled"] * 7])
+
+
+def test_every_gpu_can_be_made_whole_again(node: Node, tmp_path: Path) -> None:
     whole = {**SETTINGS, "mig_layout": [{"gpus": "all", "slices": {}}]}
-    run = provision([node], tmp_path / "whole", **whole)
+    run = provision([node], tmp_path, **whole)
     assert run.code == 0, run.text[-4000:]
     assert slices(node) == 0

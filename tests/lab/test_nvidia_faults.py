@@ -5,15 +5,20 @@ Simulated: GPUs, driver, firmware and RHEL. Real: apt, dnf, DKMS, signatures, fi
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fleets import wait
 from gpus import GPU_DEPLOY, NEW, OLD, bare_again, cuda, driver_versions, family, loaded, provision
 from support import Node, hosts_of, lab_data, pyinfra_command, write_inventory
 from test_interrupted import kill_command
 
 from quench import openpgp
+from quench.facts import REBOOT_UNIT
 from quench.lab.state import HostSpec
 
 DEB, RPM = "debian-13", "rhel-9"
@@ -37,6 +42,30 @@ def served(lab: dict[str, Node], tmp_path_factory: pytest.TempPathFactory) -> di
     return nodes
 
 
+def repository(node: Node) -> str:
+    """The file of NVIDIA's repository, or an empty text."""
+    return node.root("ls /etc/apt/sources.list.d/quench-nvidia.* /etc/yum.repos.d/quench-nvidia.* 2>/dev/null; true")
+
+
+@contextmanager
+def fault(node: Node, inject: str, undo: str) -> Iterator[None]:
+    """Something is wrong with a host, for a while: commands that bring it about and undo it."""
+    try:
+        node.root(inject)
+        yield
+    finally:
+        node.root(undo)
+
+
+def answers(node: Node) -> bool:
+    """Whether somebody listens on the host's SSH port."""
+    try:
+        socket.create_connection((node.address, 22), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(params=PLATFORMS)
 def bare(request: pytest.FixtureRequest, lab: dict[str, Node]) -> Iterator[Node]:
     """A host to which no run has brought anything, before the test and after it."""
@@ -57,9 +86,9 @@ def heals(node: Node, folder: Path) -> None:
 
 
 def test_secure_boot_with_a_key_that_is_not_enrolled_is_refused(bare: Node, tmp_path: Path) -> None:
-    bare.root(f"mkdir -p {FAULTS} && touch {FAULTS}/secure-boot && systemctl reload quench-lab-gpus")
-    run = provision([bare], tmp_path)
-    bare.root(f"rm {FAULTS}/secure-boot && systemctl reload quench-lab-gpus")
+    switch, show = f"{FAULTS}/secure-boot", "systemctl reload quench-lab-gpus"
+    with fault(bare, f"mkdir -p {FAULTS} && touch {switch} && {show}", f"rm -f {switch} && {show}"):
+        run = provision([bare], tmp_path)
     assert run.code == 1
     assert f"{bare.name}: nvidia_driver_version: Secure Boot is on" in run.text
     assert "mokutil --import" in run.text
@@ -69,9 +98,8 @@ def test_secure_boot_with_a_key_that_is_not_enrolled_is_refused(bare: Node, tmp_
 
 def test_a_host_without_room_is_refused(bare: Node, tmp_path: Path) -> None:
     folder = "/var/cache/apt/archives" if bare.name.startswith("debian") else "/var/cache/dnf"
-    bare.root(f"mkdir -p {folder} && mount -t tmpfs -o size=20m tmpfs {folder}")
-    run = provision([bare], tmp_path)
-    bare.root(f"umount {folder}")
+    with fault(bare, f"mkdir -p {folder} && mount -t tmpfs -o size=20m tmpfs {folder}", f"umount {folder}"):
+        run = provision([bare], tmp_path)
     assert run.code == 1
     assert f"{bare.name}: nvidia_driver_version: {folder} has 20 MiB free" in run.text
 
@@ -81,11 +109,12 @@ def test_leftovers_of_other_ways_to_install_a_driver_are_refused_together(bare: 
     folder, kind = ("/etc/apt/sources.list.d", "sources") if debian else ("/etc/yum.repos.d", "repo")
     off = "Enabled: no" if debian else "enabled=0"
     source = "https://developer.download.nvidia.com/compute"
-    bare.root(f"touch /usr/bin/nvidia-uninstall; echo 'baseurl={source}' >{folder}/cuda-old.{kind}")
+    left = f"touch /usr/bin/nvidia-uninstall; echo 'baseurl={source}' >{folder}/cuda-old.{kind}"
     # Neither a comment nor a source that is off is in the way.
-    bare.root(f"echo '# {source}' >{folder}/a.{kind}; printf '%s\\n' '{off}' 'baseurl={source}' >{folder}/b.{kind}")
-    run = provision([bare], tmp_path)
-    bare.root(f"rm /usr/bin/nvidia-uninstall {folder}/cuda-old.{kind} {folder}/a.{kind} {folder}/b.{kind}")
+    harmless = f"echo '# {source}' >{folder}/a.{kind}; printf '%s\\n' '{off}' 'baseurl={source}' >{folder}/b.{kind}"
+    undo = f"rm -f /usr/bin/nvidia-uninstall {folder}/cuda-old.{kind} {folder}/a.{kind} {folder}/b.{kind}"
+    with fault(bare, f"{left}; {harmless}", undo):
+        run = provision([bare], tmp_path)
     assert run.code == 1
     assert "2 problems, nothing was changed" in run.text
     assert "remove it: /usr/bin/nvidia-uninstall --silent" in run.text
@@ -105,19 +134,24 @@ def test_a_repository_signed_by_somebody_else_is_refused(bare: Node, tmp_path: P
     run = provision([bare], tmp_path, **keys)
     assert run.code == 1
     assert "a repository's signature could not be verified" in run.text
+    # It would fail whatever else asks the repositories.
+    assert repository(bare) == ""
+    bare.root("apt-get -q update" if bare.name.startswith("debian") else "dnf -q makecache")
 
 
 def test_headers_that_the_mirror_no_longer_has_are_named(bare: Node, tmp_path: Path) -> None:
     folder, kind = (
         ("/etc/apt/sources.list.d", "sources") if bare.name.startswith("debian") else ("/etc/yum.repos.d", "repo")
     )
-    bare.root(f"for file in {folder}/*archive.{kind}; do mv $file $file.off; done")
-    run = provision([bare], tmp_path)
-    bare.root(f"for file in {folder}/*archive.{kind}.off; do mv $file ${{file%.off}}; done")
+    away = f"for file in {folder}/*archive.{kind}; do mv $file $file.off; done"
+    with fault(bare, away, f"for file in {folder}/*archive.{kind}.off; do mv $file ${{file%.off}}; done"):
+        run = provision([bare], tmp_path)
     assert run.code == 1
     assert "no repository of this host has: " in run.text
     assert bare.root("uname -r") in run.text
     assert "nothing was installed" in run.text
+    # Nothing but the next run is to bring what was refused.
+    assert repository(bare) == ""
 
 
 # --- on the way ------------------------------------------------------------------------------------------------
@@ -128,9 +162,8 @@ def test_a_module_that_does_not_build_brings_the_former_set_back(
     served: dict[str, Node], platform: str, tmp_path: Path
 ) -> None:
     node = served[f"{platform}-served"]
-    node.root(f"mkdir -p {FAULTS} && echo {NEW} >{FAULTS}/dkms-build")
-    run = provision([node], tmp_path, nvidia_driver_version=NEW)
-    node.root(f"rm {FAULTS}/dkms-build")
+    with fault(node, f"mkdir -p {FAULTS} && echo {NEW} >{FAULTS}/dkms-build", f"rm -f {FAULTS}/dkms-build"):
+        run = provision([node], tmp_path, nvidia_driver_version=NEW)
     assert run.code == 1
     assert f"should be {NEW}" in run.text
     assert "the former packages are back" in run.text
@@ -157,7 +190,10 @@ def test_a_run_that_is_killed_while_the_driver_is_installed_is_made_good_by_the_
 ) -> None:
     node = lab[f"{RPM}-bare"]
     inventory = write_inventory(tmp_path, {"*": {}}, [node.name])
-    assert kill_command(node, pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY), operations=2, seconds=1.0)
+    command = pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY)
+    # Packages are on their way: dnf is at a transaction, and at no question.
+    transaction = "pgrep -f 'bin/dnf .*--allowerasin[g]'"
+    assert kill_command(node, command, 2, begun_there=lambda: node.root(transaction, check=False) != "")
     assert loaded(node) == ""
     heals(node, tmp_path)
 
@@ -167,12 +203,17 @@ def test_a_run_that_is_killed_at_the_reboot_is_made_good_once_the_host_is_back(
 ) -> None:
     node = bare_again(lab[f"{RPM}-bare"])
     inventory = write_inventory(tmp_path, {"*": {}}, [node.name])
-    assert kill_command(node, pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY), operations=5, seconds=1.0)
+    boot = f"systemctl is-active {REBOOT_UNIT}.timer; cut -d' ' -f22 /proc/1/stat"
+    before = node.root(boot, check=False)
+    command = pyinfra_command(inventory, "-y", deploy=GPU_DEPLOY)
+    # The one before: pyinfra calls the reboot itself a serial operation. Then its timer runs, or the host is on its way
+    # down, or in its next boot.
+    operation = "nvidia_driver | Rebuild the initramfs"
+    assert kill_command(node, command, operation, begun_there=lambda: node.root(boot, check=False) != before)
     # At once: the host still answers, or goes down in the midst of the run, or is down.
+    deadline = time.monotonic() + 60
     run = provision([node], tmp_path / "at-once")
-    for _ in range(10):
-        if run.code == 0:
-            break
+    while run.code != 0 and time.monotonic() < deadline:
         assert "internal exception" not in run.text and "Traceback" not in run.text
         run = provision([node], tmp_path / "again")
     heals(node, tmp_path)
@@ -202,18 +243,22 @@ def test_a_host_that_is_lost_at_its_reboot_keeps_others_from_theirs_and_heals(
     for node in pair:
         assert f"{node.name}: nvidia_driver_reboot: a reboot is pending: nouveau has the GPUs" in run.text
         assert (driver_versions(node), loaded(node)) == ({OLD}, "")
-        node.root(f"mkdir -p {FAULTS} && touch {FAULTS}/reboot-lost")
 
-    run = provision(pair, tmp_path / "lost", nvidia_driver_reboot_seconds=12)
+    try:
+        for node in pair:
+            node.root(f"mkdir -p {FAULTS} && touch {FAULTS}/reboot-lost")
+        run = provision(pair, tmp_path / "lost", nvidia_driver_reboot_seconds=20)
+    finally:
+        for node in pair:
+            node.root(f"rm -f {FAULTS}/reboot-lost; systemctl start ssh")
     assert run.code == 1
     said = {node.name: [line for line in run.text.splitlines() if f"[{node.name}]" in line] for node in pair}
-    lost = [name for name, lines in said.items() if "not back after 12 s" in "".join(lines)]
+    lost = [name for name, lines in said.items() if "not back after 20 s" in "".join(lines)]
     spared = [name for name, lines in said.items() if "did not come back; see to that one first" in "".join(lines)]
     assert sorted([*lost, *spared]) == sorted(said), run.text[-3000:]
     assert len(lost) == 1
 
-    for node in pair:
-        node.root(f"rm {FAULTS}/reboot-lost; systemctl start ssh")
+    assert wait(lambda: all(answers(node) for node in pair), 60)
     healed = provision(pair, tmp_path / "healed")
     assert healed.code == 0, healed.text[-4000:]
     assert [cuda(node) for node in pair] == ["0 2", "0 2"]

@@ -103,12 +103,15 @@ def test_no_other_address_of_the_host_has_the_port_open(node: Node) -> None:
 
 
 def test_the_host_engine_is_not_to_be_reached_from_outside(node: Node) -> None:
-    with pytest.raises(OSError, match=r"refused|timed out"):
+    with pytest.raises(OSError):
         socket.create_connection((node.address, 5555), timeout=5)
 
 
 def test_a_daemon_reload_takes_no_gpu_from_a_sandboxed_unit(node: Node) -> None:
-    # The rules of the engines' own unit. The lab's device files can be opened like the real ones, and are no GPUs.
+    # Without a rule there is no GPU to be taken away.
+    shut = "systemd-run --quiet --wait --collect -p DevicePolicy=closed -p User=nobody sh -c ': </dev/nvidia0'"
+    assert node.root(f"{shut} && echo open || echo shut") == "shut"
+    # As the engines' own unit has them. The lab's device files can be opened like the real ones, and are no GPUs.
     rules = " ".join(f"-p 'DeviceAllow=/dev/{name} rw'" for name in ("nvidia0", "nvidiactl", "nvidia-uvm"))
     node.root(
         "systemd-run --quiet --unit=gpu-user -p DevicePolicy=closed -p User=nobody "
@@ -126,6 +129,6 @@ def test_a_daemon_reload_takes_no_gpu_from_a_sandboxed_unit(node: Node) -> None:
 def test_an_exporter_that_is_no_longer_wanted_goes(node: Node, tmp_path: Path) -> None:
     run = provision([node], tmp_path, deploy=DEPLOY, dcgm_exporter_address=None)
     assert run.code == 0, run.text[-3000:]
-    with pytest.raises(OSError, match=r"refused|timed out"):
+    with pytest.raises(OSError):
         socket.create_connection((node.address, 9400), timeout=5)
     assert node.root("ls /etc/dcgm-exporter/quench/tls.key 2>&1; true").endswith("No such file or directory")

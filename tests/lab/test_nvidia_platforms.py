@@ -8,15 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import GPU_DEPLOY, OLD, cuda, driver_versions, family, loaded, provision
+from gpus import GPU_DEPLOY, OLD, cuda, family, loaded, provision
 from support import CHECKOUT, Node, hosts_of, run_pyinfra
 
+from quench import Gpus
 from quench.lab import fleet
 from quench.lab.state import HostSpec
+from roles.dcgm.files import packages_of
+from roles.nvidia_driver.compatibility import driver_set, table
 
 PLATFORMS = ["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04", "rhel-9", "rhel-10"]
 BOARDS = {"2xl4": 2, "8xh100": 8, "8xb200": 8}
+_GPUS = {"2xl4": "l4", "8xh100": "h100-sxm", "8xb200": "b200"}
 HOSTS = [f"{platform}-{board}" for platform in PLATFORMS for board in BOARDS]
+# Eighteen hosts are made, and get their packages, within the first of these tests.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]
     """A host of each platform with each board after one run."""
     specs = [HostSpec(f"{platform}-{board}", platform, board) for platform in PLATFORMS for board in BOARDS]
     for nodes in hosts_of("test-nvidia", specs):
-        run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"))
+        run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"), timeout=1000)
         assert run.code == 0, run.text[-6000:]
         yield nodes
 
@@ -36,12 +42,25 @@ def test_the_second_run_changes_nothing(nodes: dict[str, Node]) -> None:
     assert (run.totals["success"], run.totals["error"]) == (0, 0)
 
 
+def expected(platform: str, board: str) -> dict[str, str]:
+    """What the table gives such a host: the driver's set, DCGM and its exporter."""
+    release = table().sets[OLD]
+    gpus = {_GPUS[board]: BOARDS[board]}
+    wanted = driver_set(gpus, OLD, platform)
+    assert release.dcgm is not None and release.exporter is not None
+    parts = packages_of(Gpus(cuda=wanted.cuda, dcgm=release.dcgm))
+    # No role names it: it comes with the library that needs it, and is pinned with it.
+    needed = {"libnvidia-ptxjitcompiler1": OLD} if platform.startswith("debian") else {}
+    return {**wanted.packages, **parts, "datacenter-gpu-manager-exporter": release.exporter, **needed}
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_set_is_exactly_the_pinned_one_and_it_computes(nodes: dict[str, Node], host: str) -> None:
     node = nodes[host]
-    assert driver_versions(node) == {OLD}
+    platform, _, board = host.rpartition("-")
+    assert family(node) == expected(platform, board)
     assert loaded(node) == OLD
-    assert cuda(node) == f"0 {BOARDS[host.rpartition('-')[2]]}"
+    assert cuda(node) == f"0 {BOARDS[board]}"
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -51,6 +70,8 @@ def test_the_board_decides_on_fabric_manager_and_subnet_manager(nodes: dict[str,
     assert (
         has == {"2xl4": set(), "8xh100": {"nvidia-fabricmanager"}, "8xb200": {"nvidia-fabricmanager", "nvlsm"}}[board]
     )
+    # The start script of the fabric manager asks it for adapters.
+    assert bool(nodes[host].root("command -v ibstat; true")) == (board == "8xb200")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

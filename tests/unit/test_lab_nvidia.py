@@ -1,5 +1,8 @@
 import json
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from quench.lab.fleet import _addressed
 from quench.lab.gpu_host import simulated
 from quench.lab.progress import LabError
 from quench.lab.state import HostSpec, Lab, LabHost
+from roles.dcgm_exporter.files import COUNTERS
 
 KERNEL = "6.1.0-99-amd64"
 FAMILIES = ["debian", "ubuntu", "rhel9", "rhel10"]
@@ -173,6 +177,7 @@ def test_rhels_headers_are_found_by_the_kernels_own_name():
     found = {package.name: package for package in nvidia_sets.archive_packages("rhel9", "5.14.0-570.el9.x86_64")}
     assert found["kernel-devel"].provides == ("kernel-devel-5.14.0-570.el9.x86_64",)
     assert "python3-dnf-plugin-versionlock" in found
+    assert found["infiniband-diags"].files["/usr/sbin/ibstat"].mode == 0o755
 
 
 def test_every_source_of_a_package_is_there_and_says_that_it_is_simulated():
@@ -224,3 +229,43 @@ def test_the_hosts_yaml_reader_reads_what_our_dumper_writes(data, style):
 def test_the_hosts_yaml_reader_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="cannot read"):
         simulated.read_yaml("a: 1\n  - b\n c")
+
+
+@pytest.fixture
+def exporter_says(tmp_path):
+    """Why the simulated exporter ends with this list of counters."""
+    # All that it knows of its host.
+    (tmp_path / "simulated.py").write_text("def loaded_version():\n    return '580.95.05'\n")
+    program = Path(nvidia_repository._SOURCES) / "dcgm-exporter"
+
+    def run(rows):
+        path = tmp_path / "counters.csv"
+        path.write_text("".join(f"{name}, {kind}, {text}\n" for name, kind, text in rows))
+        # The host engine that it asks. With a good list, it finds that the address is taken.
+        with socket.create_server(("127.0.0.1", 0)) as engine:
+            address = f"127.0.0.1:{engine.getsockname()[1]}"
+            done = subprocess.run(
+                [sys.executable, str(program), "-f", str(path), "-a", address, "-r", address],
+                env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=30,
+            )  # fmt: skip
+        assert done.returncode == 1
+        return done.stderr
+
+    return run
+
+
+def test_the_simulated_exporter_knows_the_counters_of_the_role_and_starts_with_them(exporter_says):
+    assert "Address already in use" in exporter_says(COUNTERS)
+
+
+@pytest.mark.parametrize("name", ["DCGM_FI_DEV_GPU_TEMPERATURE", "DCGM_FI_DEV_SM_CLOCKS", "DCGM_EXP_XID_COUNT", "x"])
+def test_the_simulated_exporter_ends_with_a_field_that_dcgm_does_not_have(exporter_says, name):
+    assert f"could not find DCGM field '{name}'" in exporter_says([*COUNTERS, (name, "gauge", "Some help.")])
+
+
+def test_the_simulated_exporter_knows_what_its_own_list_names():
+    text = (Path(nvidia_repository._SOURCES) / "default-counters.csv").read_text()
+    names = re.findall(r"^(?:# )?(DCGM_\w+), ", text, re.MULTILINE)
+    program = (Path(nvidia_repository._SOURCES) / "dcgm-exporter").read_text()
+    assert len(names) > 20
+    assert [name for name in names if not re.search(rf"\b{name}\b", program)] == []

@@ -3,6 +3,7 @@ import pprint
 import pytest
 import yaml
 
+from quench import Gpus
 from quench.plan import load_inventory, make_plan
 from roles.mig import MigSettings, files
 
@@ -73,7 +74,7 @@ def test_gpus_that_are_cut_are_known_by_their_index():
 
 def test_the_layout_stands_in_the_form_of_mig_parted():
     layouts = [{"gpus": [7], "slices": {"1g.10gb": 7}}, {"gpus": [0, 1], "slices": {}}]
-    managed = files(MigSettings.load("node1", {"platform": "debian-12", "mig_layout": layouts}))
+    managed = files(MigSettings.load("node1", {"platform": "debian-12", "mig_layout": layouts}), Gpus(count=8))
     config = next(file for file in managed if file.dest.endswith(".yaml"))
     drop_in = next(file for file in managed if file.dest.endswith(".conf"))
     parsed = yaml.safe_load(config.content)
@@ -82,9 +83,19 @@ def test_the_layout_stands_in_the_form_of_mig_parted():
     assert rows == [
         {"devices": [7], "mig-enabled": True, "mig-devices": {"1g.10gb": 7}},
         {"devices": [0, 1], "mig-enabled": False, "mig-devices": {}},
+        # A former layout may have cut these.
+        {"devices": [2, 3, 4, 5, 6], "mig-enabled": False, "mig-devices": {}},
     ]
     assert f'"MIG_PARTED_CONFIG_FILE={config.dest}"' in drop_in.content
     assert f'"MIG_PARTED_SELECTED_CONFIG={name}"' in drop_in.content
+
+
+@pytest.mark.parametrize("gpus", ["all", [0, 1, 2]])
+def test_where_every_gpu_is_named_none_is_left(gpus):
+    data = {"platform": "debian-12", "mig_layout": [{"gpus": gpus, "slices": {"1g.10gb": 7}}]}
+    config, _ = files(MigSettings.load("node1", data), Gpus(count=3))
+    (rows,) = yaml.safe_load(config.content)["mig-configs"].values()
+    assert rows == [{"devices": gpus, "mig-enabled": True, "mig-devices": {"1g.10gb": 7}}]
 
 
 @pytest.fixture

@@ -132,6 +132,10 @@ def test_all_gpus_of_a_host_get_kernel_modules_that_drive_them(gpus, version, mo
     assert driver_set(gpus, version, "debian-12").modules == modules
 
 
+def test_the_oldest_branch_that_runs_a_cuda_is_known_by_its_major_version():
+    assert compatibility.oldest_branches() == {12: 535, 13: 580}
+
+
 def test_what_a_set_was_called_goes_when_it_moves_and_the_other_way_round():
     older, newer = (driver_set({"h100-sxm": 8}, version, "ubuntu-24.04") for version in ("580.95.05", "595.71.05"))
     renamed = {"libnvidia-compute-580": "libnvidia-compute", "nvidia-dkms-580-open": "nvidia-dkms-open"}

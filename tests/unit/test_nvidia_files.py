@@ -13,7 +13,9 @@ from roles import container_toolkit, dcgm, dcgm_exporter, nvidia_driver
 from roles.container_toolkit.files import sources as toolkit_sources
 from roles.dcgm.files import packages_of
 from roles.nvidia_driver.compatibility import driver_set
+from roles.nvidia_driver.files import fabric_packages
 from roles.nvidia_driver.files import sources as driver_sources
+from tests.host.conftest import Packages, pins_of
 
 GPUS = Gpus(count=8, driver="580.95.05", cuda="13.0", dcgm="4.4.1", exporter="4.5.2", toolkit="1.18.0", mig="0.14.2")
 APT = [platform for platform in EVERY_PLATFORM if not platform.startswith("rhel")]
@@ -138,6 +140,21 @@ def test_apt_takes_no_part_of_the_family_that_only_another_version_has(sources, 
     assert found == {"nvidia-settings": "(none)", "linux-modules-nvidia-535-generic": "(none)", "curl": "8.5.0-2"}
 
 
+@pytest.mark.parametrize("platform", APT)
+def test_the_checks_of_a_host_read_from_its_pins_what_each_package_must_be(sources, platform):
+    preferences = [text for path, text in sources(platform).items() if path.startswith("/etc/apt/preferences.d/")]
+    packages = Packages(None, "apt", pins_of("".join(preferences)))
+    wanted = wanted_packages(platform)
+    assert {name: packages.pinned(name) for name in wanted} == wanted
+    assert packages.pinned("curl") is None
+
+
+def test_parts_of_debians_contrib_are_not_taken_for_parts_of_the_driver(sources):
+    packages = Packages(None, "apt", pins_of(sources("debian-12")["/etc/apt/preferences.d/quench-nvidia"]))
+    parts = ["nvidia-installer-cleanup", "nvidia-kernel-common", "nvidia-support"]
+    assert [packages.pinned(name) for name in parts] == [None] * 3
+
+
 def repository(text):
     """The settings of a repository's file."""
     return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
@@ -226,7 +243,23 @@ def test_options_of_the_module_stand_in_their_file(rendered):
 @pytest.mark.parametrize(("gpu", "wanted"), [("b200", True), ("h100-sxm", False)])
 def test_the_subnet_manager_gets_its_module_where_there_is_one(rendered, gpu, wanted):
     text = rendered(nvidia_driver_gpus={gpu: 8})["/etc/modules-load.d/quench-nvidia.conf"]
-    assert ("ib_umad" in text.split()) is wanted
+    assert ({"ib_umad", "mlx5_ib"} <= set(text.split())) is wanted
+
+
+@pytest.mark.parametrize(
+    ("platform", "gpu", "wanted"),
+    [
+        ("debian-12", "b200", ["infiniband-diags", "libibumad3"]),
+        ("ubuntu-24.04", "b300", ["infiniband-diags", "libibumad3"]),
+        ("rhel-10", "b200", ["infiniband-diags", "libibumad"]),
+        ("rhel-10", "h100-sxm", []),
+        ("debian-12", "l4", []),
+    ],
+)
+def test_the_fabric_manager_finds_the_program_that_it_asks_for_adapters(gpu_data, platform, gpu, wanted):
+    # nvidia-fabricmanager-start.sh of boards with NVLink 5 calls ibstat, and ends where there is none.
+    data = gpu_data | {"platform": platform, "nvidia_driver_gpus": {gpu: 8}}
+    assert fabric_packages(nvidia_driver.NvidiaDriverSettings.load("node1", data)) == wanted
 
 
 def test_the_persistence_daemon_is_not_left_with_persistence_off(rendered):
@@ -389,12 +422,33 @@ def test_dcgm_comes_for_the_drivers_cuda_alone_and_with_its_profiling_parts(cuda
 
 @pytest.mark.parametrize(
     ("platform", "wanted"),
-    [("debian-12", True), ("ubuntu-22.04", True), ("ubuntu-24.04", True), ("debian-13", False), ("rhel-9", False)],
+    [("debian-12", True), ("ubuntu-24.04", True), ("debian-13", False), ("rhel-9", False)],
 )
 def test_a_podman_that_is_too_old_for_cdi_0_7_gets_what_it_can_read(platform, wanted):
     data = {"platform": platform, "container_toolkit_engine": "podman"}
     (file,) = container_toolkit.files(container_toolkit.ContainerToolkitSettings.load("node1", data))
     assert ("no-additional-gids-for-device-nodes" in file.content) is wanted
+
+
+@pytest.mark.parametrize(
+    ("platform", "engine", "instead"),
+    [
+        ("debian-12", "docker", "podman"),
+        ("rhel-9", "docker", "podman"),
+        ("rhel-10", "docker", "podman"),
+        ("ubuntu-22.04", "podman", "docker"),
+    ],
+)
+def test_an_engine_that_knows_no_cdi_is_refused_and_the_other_one_is_not(gpu_data, problems, platform, engine, instead):
+    data = {
+        "platform": platform,
+        "container_toolkit_repository_key": gpu_data["nvidia_driver_repository_key"],
+        "container_toolkit_repository_fingerprint": gpu_data["nvidia_driver_repository_fingerprint"],
+    }
+    model = container_toolkit.ContainerToolkitSettings
+    (problem,) = problems(model, data | {"container_toolkit_engine": engine})
+    assert (problem.key, problem.remedy) == ("container_toolkit_engine", f"set container_toolkit_engine = '{instead}'")
+    assert problems(model, data | {"container_toolkit_engine": instead}) == []
 
 
 def test_docker_gets_cdi_beside_what_else_it_is_told():

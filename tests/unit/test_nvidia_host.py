@@ -2,6 +2,7 @@ import subprocess
 
 import pytest
 
+from quench.files import CHECKOUT
 from roles.nvidia_driver import NvidiaDriverSettings
 from roles.nvidia_driver.host import PROBE, parse, problems
 
@@ -82,6 +83,80 @@ def test_the_probe_of_this_machine_is_understood():
     assert {word.split()[0] for word in done.stdout.splitlines()} >= {"loaded", "space"}
 
 
+NVIDIA = "https://developer.download.nvidia.com/compute/cuda/repos"
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Whether the probe takes a file of this name and content for another source of the same packages."""
+
+    def ask(name, text):
+        path = tmp_path / "etc" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        probe = PROBE.replace("/etc/", f"{tmp_path}/etc/")
+        done = subprocess.run(probe, shell=True, capture_output=True, text=True, check=False)  # noqa: S602
+        assert done.stderr == ""
+        files = parse(done.stdout.splitlines()).foreign
+        assert files in ([], [str(path)])
+        return bool(files)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (f"[cuda]\nbaseurl={NVIDIA}\n", True),
+        (f"[cuda]\nenabled=0\nbaseurl={NVIDIA}\n", False),
+        (f"[cuda]\nbaseurl={NVIDIA}\nenabled = False\n", False),
+        # A section that is off says nothing of the others.
+        (f"[cuda]\nbaseurl={NVIDIA}\nenabled=1\n\n[cuda-source]\nbaseurl={NVIDIA}/src\nenabled=0\n", True),
+        (f"[other]\nbaseurl=https://example.org\nenabled=0\n[cuda]\nbaseurl={NVIDIA}\n", True),
+        (f"[other]\nbaseurl=https://example.org\nenabled=1\n[cuda]\nbaseurl={NVIDIA}\nenabled=0\n", False),
+        # A line that is empty ends no section.
+        (f"[cuda]\nbaseurl={NVIDIA}\n\nenabled=0\n", False),
+        (f"[cuda]\n# baseurl={NVIDIA}\n", False),
+        ("[local]\nbaseurl=file:///var/nvidia-driver-local-repo-rhel9-580.95.05\n", True),
+    ],
+)
+def test_a_section_of_dnf_is_another_source_if_it_is_on(foreign, text, wanted):
+    assert foreign("yum.repos.d/some.repo", text) is wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (f"Types: deb\nURIs: {NVIDIA}\nSuites: /\n", True),
+        (f"Enabled: no\nTypes: deb\nURIs: {NVIDIA}\nSuites: /\n", False),
+        # A stanza that is off says nothing of the others.
+        (f"Types: deb\nURIs: https://example.org\nEnabled: no\n\nTypes: deb\nURIs: {NVIDIA}\nSuites: /\n", True),
+        (f"Types: deb\nURIs: {NVIDIA}\nenabled: no\n \nTypes: deb\nURIs: https://example.org\n", False),
+        (f"# URIs: {NVIDIA}\nTypes: deb\nURIs: https://example.org\n", False),
+        ("Types: deb\nURIs: file:/var/nvidia-driver-local-repo-debian12-580.95.05\nSuites: /\n", True),
+    ],
+)
+def test_a_stanza_of_apt_is_another_source_if_it_is_on(foreign, text, wanted):
+    assert foreign("apt/sources.list.d/some.sources", text) is wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (f"deb https://example.org a b\ndeb [signed-by=/k] {NVIDIA} /\n", True),
+        (f"deb https://example.org a b\n# deb {NVIDIA} /\n", False),
+        ("deb [signed-by=/k] file:///var/nvidia-driver-local-repo-ubuntu2404-580.95.05 /\n", True),
+    ],
+)
+@pytest.mark.parametrize("name", ["apt/sources.list", "apt/sources.list.d/some.list"])
+def test_a_line_of_apt_is_another_source_unless_it_is_a_comment(foreign, name, text, wanted):
+    assert foreign(name, text) is wanted
+
+
+def test_the_files_of_quench_are_no_other_source(foreign):
+    assert not foreign("yum.repos.d/quench-nvidia.repo", f"[quench-nvidia]\nbaseurl={NVIDIA}\n")
+
+
 def test_a_host_as_the_data_says_has_no_problem(found):
     assert found(EIGHT) == []
 
@@ -147,3 +222,59 @@ def test_all_that_is_amiss_comes_together(found):
     lines = [*pci(L4), "runfile", "secure-boot", "foreign /etc/yum.repos.d/cuda.repo", "space /usr 1"]
     keys = sorted(problem.key for problem in found(lines))
     assert keys == ["nvidia_driver_gpus", "nvidia_driver_repository", *["nvidia_driver_version"] * 3]
+
+
+# As the kernel module shows what it was loaded with.
+PARAMS = """\
+EnableMSI: 1
+DynamicPowerManagement: 2
+RmProfilingAdminOnly: 1
+RegistryDwords: ""
+CoherentGPUMemoryMode: "driver"
+"""
+
+
+@pytest.fixture
+def reasons(tmp_path):
+    """Why a host whose module was loaded like this would be rebooted for these options."""
+
+    def ask(*options):
+        (tmp_path / "params").write_text(PARAMS)
+        script = (CHECKOUT / "roles" / "nvidia_driver" / "reboot.sh").read_text()
+        for path in ("/proc/driver/nvidia", "/sys/module"):
+            assert path in script
+            script = script.replace(path, str(tmp_path))
+        command = ["sh", "-c", script, "reboot.sh", "580.95.05", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "NVreg_DynamicPowerManagement=2",
+        "NVreg_DynamicPowerManagement=0x02",
+        "NVreg_EnableMSI=0X1",
+        "NVreg_CoherentGPUMemoryMode=driver",
+        "NVreg_RestrictProfilingToAdminUsers=1",
+        # The module does not show it.
+        "NVreg_Unknown=1",
+    ],
+)
+def test_an_option_that_is_in_force_needs_no_reboot_however_it_is_written(reasons, option):
+    assert reasons(option) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("NVreg_DynamicPowerManagement=0x03", "DynamicPowerManagement is 2, and should be 0x03"),
+        ("NVreg_CoherentGPUMemoryMode=numa", "CoherentGPUMemoryMode is driver, and should be numa"),
+        ("NVreg_RestrictProfilingToAdminUsers=0", "RestrictProfilingToAdminUsers is 1, and should be 0"),
+    ],
+)
+def test_an_option_that_is_not_in_force_needs_a_reboot(reasons, option, why):
+    assert reasons(option) == [f"the module's option {why}"]

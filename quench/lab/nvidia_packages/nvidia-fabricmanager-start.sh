@@ -13,7 +13,10 @@ case $(cat /usr/lib/quench-lab/fabric 2>/dev/null) in
     nvswitch) [ "$mode" = precheck ] || echo "Detected Pre-NVL5 system" ;;
     nvlink5)
         [ "$mode" = precheck ] || echo "Detected NVL5+ system"
-        [ -e /sys/module/ib_umad ] || { echo "Failed to open any management interface: ib_umad is not loaded" >&2; exit 1; }
+        command -v ibstat >/dev/null || { echo "ibstat: command not found" >&2; exit 1; }
+        for module in ib_umad mlx5_ib; do
+            [ -e /sys/module/$module ] || { echo "Failed to open any management interface: $module is not loaded" >&2; exit 1; }
+        done
         [ -x /opt/nvidia/nvlsm/sbin/nvlsm ] || { echo "nvlsm is not installed" >&2; exit 1; } ;;
     *) echo "No NVSwitch on this system" >&2; exit 1 ;;
 esac
