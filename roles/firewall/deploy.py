@@ -47,7 +47,7 @@ def firewall(settings: FirewallSettings) -> None:
     managed = files(settings, flows)
     install("firewall", managed, guard=settings.rollback_seconds)
     services([FORWARD, FIREWALLD], managed)
-    prove("firewall", guard=settings.rollback_seconds)
+    prove("firewall", managed, guard=settings.rollback_seconds)
 
 
 @role(FirewallSettings, partial=True)

@@ -26,5 +26,5 @@ def hardening(settings: HardeningSettings, engines: Sequence[Engine] = ()) -> Lo
         shell_script(_HOST, "ask", *words),
         shell_script(_HOST, "mend", *words),
     )
-    prove("hardening", guard=settings.rollback_seconds)
+    prove("hardening", managed, guard=settings.rollback_seconds)
     return LOGS
