@@ -21,7 +21,10 @@ LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reop
 
 # Is there until the next boot, if /tmp is to be mounted then.
 TMP_LATER = "/run/quench-tmp-later"
-# What host.sh changes in files that belong to the distribution: they go back together with the role's own.
+# For which profiles of PAM host.sh has called pam-auth-update.
+PAM_STAMP = "/var/lib/quench/converged/pam"
+# What host.sh changes in files that belong to the distribution: they go back together with the role's own. So does the
+# stamp, or the next run would take PAM's files for those that it wants.
 EDITED = (
     "/etc/bash.bashrc",
     "/etc/fstab",
@@ -32,6 +35,7 @@ EDITED = (
     "/etc/pam.d/common-session",
     "/etc/pam.d/su",
     "/etc/profile",
+    PAM_STAMP,
 )
 
 # What Quench and the package manager have brought: a change of it is theirs.
