@@ -163,6 +163,34 @@ def test_with_the_relaxation_programs_run_from_tmp(mounts):
     assert "tmpfs /tmp tmpfs nosuid,nodev 0 0\n" in mounts("mend", "", tmp="nosuid,nodev")[2]
 
 
+def test_whoever_may_log_in_keeps_the_shell_and_a_service_does_not(tmp_path):
+    script = (CHECKOUT / "roles" / "hardening" / "host.sh").read_text()
+    parts = re.findall(r"^(?:item|logs_in)\(\) \{.*?^\}\n|^getent -s files passwd.*?^done\n", script, re.M | re.S)
+    assert len(parts) == 3
+    keys = tmp_path / "keyed" / ".ssh" / "authorized_keys"
+    keys.parent.mkdir(parents=True)
+    keys.write_text("ssh-ed25519 x")
+    names = ["root", "service", "keyed", "runner", "operator", "wheeler", "locked"]
+    rows = [f"{name}:x:{uid}:0::{tmp_path}/{name}:/bin/sh" for uid, name in enumerate(names)]
+    rows[-1] = rows[-1].replace("/bin/sh", "/usr/sbin/nologin")
+    programs = {
+        # The accounts of a directory are asked for by no other name.
+        "getent": f"[ \"$*\" = '-s files passwd' ] && cat {tmp_path}/passwd",
+        "id": 'case $2 in operator) echo users sudo ;; wheeler) echo wheel ;; *) echo "$2 sudo-log wheels" ;; esac',
+        "usermod": f'echo "$*" >>{tmp_path}/said',
+    }
+    (tmp_path / "passwd").write_text("".join(f"{row}\n" for row in rows))
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SUDO_USER": "runner"}
+    for mode, printed in (("ask", "service: shell\n"), ("mend", "")):
+        text = "\n".join([f"mode={mode}", *parts])
+        done = subprocess.run(["sh", "-c", text], env=environment, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == (printed, "")
+    assert (tmp_path / "said").read_text() == "--shell /usr/sbin/nologin service\n"
+
+
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
