@@ -70,6 +70,20 @@ def audit_units(settings: HardeningSettings) -> list[str]:
     return [AUDIT_RULES, AUDITD] if settings.platform == "debian-13" else [AUDITD]
 
 
+def _sshd_check(settings: HardeningSettings) -> str:
+    """Whether sshd takes the files, and whether what they say of logins is what it makes of all its files."""
+    password = "yes" if "password-login" in settings.relaxations else "no"
+    root = "without-password" if "root-login" in settings.relaxations else "no"
+    # All that a Match block may ask for, or sshd says nothing: sshd(8), -C.
+    connection = f"user=root,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport={settings.ssh_port}"
+    return (
+        f"sshd -t && said=$(sshd -T -C {connection}) && if missing=$(printf '%s\\n' "
+        f"'passwordauthentication {password}' 'permitrootlogin {root}' | grep -vxF -e \"$said\"); then "
+        'echo "sshd_config does not include sshd_config.d, or has other values before it; not in force:" $missing >&2; '
+        "exit 1; fi"
+    )
+
+
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
     """All files of the role, for a host that has these roles beside it."""
     values = {
@@ -87,7 +101,7 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             "/etc/ssh/sshd_config.d/00-quench.conf",
             template("hardening", "/etc/ssh/sshd_config.d/00-quench.conf", values),
             mode=0o600,
-            check="sshd -t",
+            check=_sshd_check(settings),
             reloads=SSHD,
         ),
         ManagedFile(

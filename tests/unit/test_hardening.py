@@ -5,6 +5,7 @@ import pytest
 
 from quench.files import CHECKOUT
 from roles.hardening import HardeningSettings, files
+from roles.hardening.deploy import _other_listener
 from roles.hardening.files import TMP_LATER
 
 DATA = {"platform": "debian-12"}
@@ -220,6 +221,48 @@ def test_a_relaxation_that_nobody_knows_is_refused(found):
 def test_only_the_users_named_log_in():
     assert options(sshd(hardening_ssh_users=["ops", "deploy"]))["AllowUsers"] == "ops deploy"
     assert "AllowUsers" not in options(sshd())
+
+
+@pytest.mark.parametrize(
+    ("password", "root", "relaxed", "missing"),
+    [
+        ("no", "no", (), ""),
+        ("yes", "no", (), "passwordauthentication no"),
+        ("no", "yes", (), "permitrootlogin no"),
+        ("yes", "without-password", (), "passwordauthentication no permitrootlogin no"),
+        ("yes", "without-password", ("password-login", "root-login"), ""),
+        ("no", "without-password", ("password-login", "root-login"), "passwordauthentication yes"),
+    ],
+)
+def test_what_sshd_makes_of_all_its_files_is_what_ours_say_of_logins(tmp_path, password, root, relaxed, missing):
+    (tmp_path / "sshd").write_text(
+        "#!/bin/sh\n[ $1 = -t ] || "
+        f"printf '%s\\n' 'port 22' 'passwordauthentication {password}' 'permitrootlogin {root}' 'usepam yes'\n"
+    )
+    (tmp_path / "sshd").chmod(0o755)
+    settings = HardeningSettings.load("node1", DATA | {"hardening_relaxations": dict.fromkeys(relaxed, "for change 1")})
+    check = next(file.check for file in files(settings) if file.dest.endswith("/00-quench.conf"))
+    assert check.startswith("sshd -t && ") and "\n" not in check
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1 if missing else 0, "")
+    assert done.stderr.endswith(f"not in force: {missing}\n" if missing else "")
+
+
+def test_files_that_sshd_does_not_take_are_refused_by_its_own_words(tmp_path):
+    (tmp_path / "sshd").write_text("#!/bin/sh\necho 'line 3: Bad configuration option' >&2; exit 255\n")
+    (tmp_path / "sshd").chmod(0o755)
+    check = next(file.check for file in files(HardeningSettings.load("node1", DATA)) if "sshd" in file.dest)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and done.stderr == "line 3: Bad configuration option\n"
+
+
+def test_another_port_is_refused_where_systemd_listens_for_sshd():
+    assert _other_listener("node1", 22, ["ssh.socket"]) == _other_listener("node1", 2222, []) == []
+    (problem,) = _other_listener("node1", 2222, ["ssh.socket"])
+    assert (problem.host, problem.key) == ("node1", "hardening_ssh_port")
+    assert "ssh.socket decides on the port" in problem.what and "disable --now ssh.socket" in problem.remedy
 
 
 def test_forwarding_is_left_to_a_container_engine_where_there_is_one():
