@@ -318,3 +318,11 @@ def test_aide_compares_what_the_inventory_names_and_no_model_store():
 def test_a_path_for_aide_is_absolute_and_one_word(found):
     assert "is no path" in found(hardening_integrity_paths=["etc"])[0].what
     assert "is no path" in found(hardening_integrity_excluded=["/a b"])[0].what
+
+
+def test_the_comparison_waits_for_a_baseline_with_what_a_run_has_brought():
+    lines = rendered()["/etc/systemd/system/dailyaidecheck.service"].splitlines()
+    # Not by a condition of its own: a comparison that is left out is none that failed, and the baseline would be taken
+    # anew over what the one before had found.
+    assert {"Wants=aide-baseline.service", "After=aide-baseline.service"} <= set(lines)
+    assert not [line for line in lines if line.startswith("ExecCondition=")]
