@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quench import LogFiles, Managed, ManagedFile, template
+from quench import LogFiles, Managed, ManagedDirectory, ManagedFile, template
 from roles.hardening.settings import HardeningSettings
 
 SSHD = "ssh.service"
@@ -115,6 +115,9 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             mode=0o440,
             check="visudo -c -q -f /etc/sudoers",
         ),
+        # The firewall comes after this, and a rule for a folder that is not there yet would see nothing of what is in
+        # it: auditctl(8), -w. The mode is that of the package.
+        ManagedDirectory("/etc/firewalld", mode=0o750),
         ManagedFile(
             "/etc/audit/rules.d/50-quench.rules",
             template("hardening", "/etc/audit/rules.d/50-quench.rules", values),

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from quench.files import CHECKOUT
+from quench.files import CHECKOUT, ManagedDirectory, ManagedFile
 from roles.hardening import HardeningSettings, files
 from roles.hardening.deploy import _other_listener
 from roles.hardening.files import TMP_LATER
@@ -18,7 +18,7 @@ def found(problems):
 
 def rendered(*roles, **changes):
     settings = HardeningSettings.load("node1", DATA | changes)
-    return {file.dest: file.content for file in files(settings, roles)}
+    return {file.dest: file.content for file in files(settings, roles) if isinstance(file, ManagedFile)}
 
 
 def options(text):
@@ -252,7 +252,7 @@ def test_what_sshd_makes_of_all_its_files_is_what_ours_say_of_logins(tmp_path, p
 def test_files_that_sshd_does_not_take_are_refused_by_its_own_words(tmp_path):
     (tmp_path / "sshd").write_text("#!/bin/sh\necho 'line 3: Bad configuration option' >&2; exit 255\n")
     (tmp_path / "sshd").chmod(0o755)
-    check = next(file.check for file in files(HardeningSettings.load("node1", DATA)) if "sshd" in file.dest)
+    check = next(file.check for file in files(HardeningSettings.load("node1", DATA)) if "sshd_config.d" in file.dest)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     done = subprocess.run(["sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and done.stderr == "line 3: Bad configuration option\n"
@@ -291,6 +291,31 @@ def test_the_rules_of_the_audit_know_the_roles_of_the_host():
     bare, full = (rendered(*roles)["/etc/audit/rules.d/50-quench.rules"] for roles in ((), ("nginx", "vllm")))
     assert "-w /etc/nginx/quench -p rwa -k keys\n" in full and "/etc/nginx" not in bare
     assert "-w /srv/models -p wa -k models\n" in full and "/srv/models" not in bare
+
+
+@pytest.mark.parametrize(
+    ("role", "folders"),
+    [
+        ("haproxy", ["/etc/haproxy/quench"]),
+        ("acme", ["/var/lib/quench-acme", "/etc/quench-acme"]),
+        ("dcgm_exporter", ["/etc/dcgm-exporter/quench"]),
+    ],
+)
+def test_the_audit_sees_who_reads_the_keys_of_a_role_that_the_host_has(role, folders):
+    bare, full = (rendered(*roles)["/etc/audit/rules.d/50-quench.rules"] for roles in ((), (role,)))
+    for folder in folders:
+        assert f"-w {folder} -p rwa -k keys\n" in full and folder not in bare
+
+
+def test_one_bad_rule_of_the_audit_takes_no_other_with_it():
+    lines = rendered()["/etc/audit/rules.d/50-quench.rules"].splitlines()
+    rules = [number for number, line in enumerate(lines) if line.startswith(("-w ", "-a "))]
+    assert lines.index("-c") < rules[0]
+
+
+def test_the_folder_of_a_role_that_comes_later_is_there_when_its_rule_is_loaded():
+    made = [item.dest for item in files(HardeningSettings.load("node1", DATA)) if isinstance(item, ManagedDirectory)]
+    assert made == ["/etc/firewalld"]
 
 
 def test_the_audit_can_be_changed_without_a_reboot():
