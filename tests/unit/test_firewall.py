@@ -114,6 +114,16 @@ def test_containers_may_ask_their_host_for_names_and_nothing_else():
     assert ports(rendered(CLIENTS, ssh(settings())), "trusted") == [("53", "tcp"), ("53", "udp")]
 
 
+@pytest.mark.parametrize("platform", ["debian-12", "rhel-9"])
+def test_no_packet_goes_from_one_bridge_to_another(platform):
+    text = rendered(platform=platform)["/etc/nftables/quench-forward.nft"]
+    accepting = [line.split() for line in text.splitlines() if line.endswith(" accept") and "established" not in line]
+    assert accepting
+    for words in accepting:
+        # Either by the route, which is asked for where the packet came in, or by names, which are the same twice.
+        assert "fib daddr . iif oif exists" in " ".join(words) or words[1] == words[3], words
+
+
 def test_every_zone_drops_what_it_does_not_name():
     texts = rendered(CLIENTS)
     targets = {tree(text).get("target") for path, text in texts.items() if "/zones/" in path}
