@@ -6,7 +6,7 @@ import pytest
 
 from quench import Flow
 from roles.firewall import FirewallSettings, files
-from roles.firewall.deploy import _locked_out
+from roles.firewall.deploy import _elsewhere, _locked_out
 from roles.firewall.files import impossible, opening, opening_of_another, ssh, ways
 
 DATA = {
@@ -262,6 +262,31 @@ def test_with_everyone_let_in_the_controller_is_so_too():
 
 def test_a_console_is_no_connection_that_could_be_cut():
     assert _locked_out("node1", settings(), []) == []
+
+
+def addresses(*found):
+    return [f"2: eth0    {'inet6' if ':' in text else 'inet'} {text} scope global eth0" for text in found]
+
+
+def test_a_host_is_in_its_zone_with_one_of_its_addresses():
+    assert _elsewhere("node1", settings(), addresses("172.17.0.1/16", "10.0.30.11/24")) == []
+    assert _elsewhere("node1", settings(firewall_zone="management"), addresses("fd00:9::7/64")) == []
+
+
+@pytest.mark.parametrize(
+    ("zone", "found", "what", "remedy"),
+    [
+        ("app", ["10.0.30.11/24", "fd00:30::b/64"], "there: 10.0.30.11, fd00:30::b", "set firewall_zone = 'inference'"),
+        ("inference", ["192.0.2.7/24"], "there: 192.0.2.7", "put its network into inference of firewall_zones"),
+        # A zone without networks has no host.
+        ("dmz", ["192.0.2.7/24"], "there: 192.0.2.7", "put its network into dmz of firewall_zones"),
+        ("dmz", [], "there: it has none", "put its network into dmz of firewall_zones"),
+    ],
+)
+def test_a_host_in_another_zone_than_it_says_is_refused(zone, found, what, remedy):
+    (problem,) = _elsewhere("node1", settings(firewall_zone=zone), addresses(*found))
+    assert (problem.host, problem.key, problem.remedy) == ("node1", "firewall_zone", remedy)
+    assert problem.what == f"is {zone!r}, but none of the host's addresses is {what}"
 
 
 def test_networks_of_several_zones_come_sorted():
