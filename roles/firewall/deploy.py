@@ -35,8 +35,8 @@ _READ = f"/var/lib/quench/converged/{FIREWALLD}.reload"
 
 @role(FirewallSettings)
 def firewall(settings: FirewallSettings) -> None:
-    """Let through what the roles before this one have declared, and nothing else. Last in a deploy file."""
-    allow(ssh(settings))
+    """Let through what the roles before this and the inventory declare, and nothing else. Last in a deploy file."""
+    allow(ssh(settings), *(flow.flow() for flow in settings.flows))
     flows = allowed(last=True)
     problems = list(impossible(host.name, settings, flows))
     if problems:

@@ -264,6 +264,53 @@ def test_a_console_is_no_connection_that_could_be_cut():
     assert _locked_out("node1", settings(), []) == []
 
 
+QUERIES = {"direction": "in", "zones": ["app"], "port": 5432, "why": "queries of the applications"}
+COPIES = {"direction": "out", "peers": ["10.0.9.9"], "port": 5432, "why": "copies for the second database"}
+
+
+def test_flows_of_the_inventory_are_rendered_as_those_of_roles():
+    given = settings(firewall_flows=[QUERIES, COPIES])
+    texts = rendered(CLIENTS, *(flow.flow() for flow in given.flows))
+    assert ports(texts, "app") == [("443", "tcp"), ("5432", "tcp")]
+    assert "<!-- site: queries of the applications -->" in texts["/etc/firewalld/zones/app.xml"]
+    assert outgoing(texts) == {("10.0.9.9/32", "5432", "tcp")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "remedy"),
+    [
+        ({"zones": ["ap"]}, "no zone 'ap' in firewall_zones", "there are management, app, dmz, inference"),
+        ({"zones": []}, "has neither zones nor peers", "name whom it is with"),
+        ({"port": 0}, "is all of a protocol, which only peers may have", "set the port, or name peers, no zones"),
+        ({"protocol": "vrrp"}, "vrrp has no ports, and this flow has 5432", "set port to 0"),
+        ({"peers": ["db1"]}, "'db1' is no address", "names and networks are none, write 10.0.1.12"),
+        ({"peers": ["10.0.1.0/24"]}, "'10.0.1.0/24' is no address", "names and networks are none, write 10.0.1.12"),
+        ({"peers": ["FD00:9::1"]}, "'FD00:9::1' is not how fd00:9::1 is written", "write fd00:9::1"),
+        ({"why": "database"}, "'database' is no reason", "say why, in a few words, for the auditor"),
+        ({"why": "a -- b"}, "'a -- b' is no reason", "say why, in a few words, for the auditor"),
+        ({"why": "a b\n-->"}, "is no reason", "say why, in a few words, for the auditor"),
+        ({"direction": "both"}, "input should be 'in' or 'out'", ""),
+        ({"port": 65536}, "less than or equal to 65535", ""),
+        ({"hosts": []}, "unknown key", ""),
+    ],
+)
+def test_a_flow_that_is_none_is_refused_with_what_to_do(found, changes, what, remedy):
+    (problem,) = found(firewall_flows=[QUERIES | changes])
+    assert problem.key.startswith("firewall_flows")
+    assert what in problem.what and remedy in problem.remedy, str(problem)
+
+
+def test_all_of_a_protocol_is_for_single_peers():
+    (flow,) = settings(firewall_flows=[{**COPIES, "port": 0}]).flows
+    assert flow.flow() == Flow("site", "out", (), 0, COPIES["why"], "tcp", ("10.0.9.9",))
+
+
+def test_a_flow_of_the_inventory_with_the_world_needs_a_relaxation_too():
+    (flow,) = settings(firewall_flows=[QUERIES | {"zones": ["world"]}]).flows
+    (problem,) = impossible("node1", settings(), [flow.flow()])
+    assert (problem.key, "site opens port 5432 to the whole world" in problem.what) == ("firewall_relaxations", True)
+
+
 def addresses(*found):
     return [f"2: eth0    {'inet6' if ':' in text else 'inet'} {text} scope global eth0" for text in found]
 
