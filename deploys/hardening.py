@@ -1,4 +1,5 @@
-"""Hardening and firewall alone: for hosts whose services are not Quench's business.
+"""Hardening and firewall alone: for hosts whose services are not Quench's business. What passes for these is in
+firewall_flows.
 
 pyinfra inventories/prod.py deploys/hardening.py
 """

@@ -15,6 +15,11 @@ NEW_SUFFIX = ".quench-new"
 REBOOT_UNIT = "quench-reboot"
 
 
+def rollback_unit(role: str) -> str:
+    """The timer, and the service, that bring the former files of a role back."""
+    return f"quench-rollback-{role}"
+
+
 @dataclass(frozen=True)
 class HostIdentity:
     """What a host says of itself: `debian-12`, sudo without a password, whether it is about to reboot, and its
@@ -116,6 +121,26 @@ class RoleFiles(FactBase[RoleState]):
             entry = state.entries[path]
             state.entries[path] = Entry(entry.mode, entry.owner, entry.group, sha256)
         return state
+
+
+class ProvedFiles(FactBase[RoleState | None]):
+    """The same for guarded files; None as long as they wait for the proof that they let the controller in."""
+
+    @override
+    def command(self, role: str, files: list[str], directories: list[str]) -> str:
+        # sudo may be what the new files have taken away; a host that waits for nothing has it.
+        state = shlex.quote(RoleFiles().command(role, files, directories))
+        timer = f"/etc/systemd/system/{rollback_unit(role)}.timer"
+        return f"if [ -e {timer} ]; then echo waits; else sudo -n sh -c {state}; fi; true"
+
+    @override
+    @staticmethod
+    def default() -> RoleState | None:
+        return RoleState()
+
+    @override
+    def process(self, output: list[str]) -> RoleState | None:
+        return None if output == ["waits"] else RoleFiles().process(output)
 
 
 @dataclass(frozen=True)

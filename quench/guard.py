@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from pyinfra import context, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
@@ -11,39 +11,46 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from quench import facts
-from quench.facts import STATE_DIRECTORY
+from quench.facts import STATE_DIRECTORY, rollback_unit
+from quench.files import Managed
+from quench.operations import asked, change, failure, in_place
 from quench.transport import connect_once
 
 # Seconds for a command that answers at once.
 _PATIENCE = 20
 
 
-def prove(role: str, *, guard: int) -> None:
+def prove(role: str, managed: Sequence[Managed], *, guard: int) -> None:
     """Log in to the host anew, if a guarded `install` of this run changed files, and keep them only if that works.
 
     An established connection proves nothing: a firewall lets it live on. If the new login fails, the run waits until
-    the host has brought the former files back, says so, and ends on this host.
+    the host has brought the former files back, says so, and ends on this host. It ends as well if the host has done
+    that already: a run goes on only when its slowest host is done.
 
     Args:
-        role: as it was given to `install`.
-        guard: seconds, as they were given to `install`.
+        role, managed, guard: as they were given to `install`.
     """
-    _prove(name=f"Prove that the new files of {role} let the controller in", role=role, guard=guard)
+    name = f"Prove that the new files of {role} let the controller in"
+    _prove(name=name, role=role, managed=list(managed), guard=guard)
 
 
 @operation()
-def _prove(role: str, guard: int) -> Generator[StringCommand | FunctionCommand, None, None]:
-    # Without sudo, which may be what the new files have taken away.
-    timer = f"/etc/systemd/system/quench-rollback-{role}.timer"
-    if context.host.get_fact(facts.Lines, command=f"ls {timer} 2>/dev/null; true", _sudo=False):
+def _prove(role: str, managed: list[Managed], guard: int) -> Generator[StringCommand | FunctionCommand, None, None]:
+    state = context.host.get_fact(facts.ProvedFiles, **asked(role, managed), _sudo=False)
+    if state is None:
         yield FunctionCommand(_log_in_anew, (role, guard), {})
+    elif not in_place(managed, state):
+        what = f"the host went back to the former files of {role} before this run came to log in anew"
+        remedy = "run again, with more seconds there, or with fewer hosts at a time: --limit"
+        yield failure([f"{role}_rollback_seconds: {what}; {remedy}"])
 
 
 def _log_in_anew(state: State, host: Host, role: str, guard: int) -> bool:
     host.disconnect()
     why = _login(host)
     if why is None:
-        done, _ = host.run_shell_command(StringCommand(_keep(role)), _sudo=True, _timeout=_PATIENCE)
+        # A way back that has begun by then holds the lock.
+        done, _ = host.run_shell_command(_keep(role), _sudo=True, _timeout=guard + _PATIENCE)
         return done or _say(host, f"the new files of {role} could not be kept; the former ones come back")
     _say(host, f"the new files of {role} keep the controller out: {why}. Waiting for the former ones, {guard} s")
     # Not before: each failed login counts against the controller, and sshd would keep it out for that:
@@ -57,10 +64,14 @@ def _log_in_anew(state: State, host: Host, role: str, guard: int) -> bool:
     return _say(host, f"not reached again after {guard + 30} s; look at its console")
 
 
-def _keep(role: str) -> str:
-    timer = f"quench-rollback-{role}.timer"
-    files = f"/etc/systemd/system/{timer} /etc/systemd/system/quench-rollback-{role}.service"
-    return f"systemctl disable --quiet --now {timer} && rm -rf {STATE_DIRECTORY}/guard/{role} {files}"
+def _keep(role: str) -> StringCommand:
+    unit = rollback_unit(role)
+    files = f"/etc/systemd/system/{unit}.timer /etc/systemd/system/{unit}.service"
+    # What the timer has started before its end goes on, and wins.
+    waits = f"case $(systemctl is-active {unit}.service) in inactive | failed | unknown) ;; *) exit 1 ;; esac"
+    return change(
+        f"systemctl disable --quiet --now {unit}.timer && {waits} && rm -rf {STATE_DIRECTORY}/guard/{role} {files}"
+    )
 
 
 def _login(host: Host) -> str | None:

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pyinfra import context
 from pyinfra.api import StringCommand, operation
@@ -77,12 +78,7 @@ def _install(
 ) -> Commands:
     wanted = {item.dest: _entry(item) for item in managed}
     files = {path: entry for path, entry in wanted.items() if entry.sha256}
-    state = context.host.get_fact(
-        facts.RoleFiles,
-        role=role,
-        files=[*files, *(path + NEW_SUFFIX for path in files)],
-        directories=[path for path in wanted if path not in files],
-    )
+    state = context.host.get_fact(facts.RoleFiles, **asked(role, managed))
     changed = [item for item in managed if not _in_place(item.dest, wanted[item.dest], state)]
     known = {path: entry for path, entry in state.manifest.items() if not partial or path in wanted}
     gone = sorted(set(known) - set(wanted))
@@ -101,6 +97,23 @@ def _units(file: ManagedFile) -> list[str]:
 def _entry(item: Managed) -> Entry:
     sha256 = item.sha256() if isinstance(item, ManagedFile) else ""
     return Entry(item.mode, item.owner, item.group, sha256)
+
+
+def asked(role: str, managed: Sequence[Managed]) -> dict[str, Any]:
+    """Arguments of the fact that tells of a role's files."""
+    files = [item.dest for item in managed if isinstance(item, ManagedFile)]
+    return {
+        "role": role,
+        "files": [*files, *(path + NEW_SUFFIX for path in files)],
+        "directories": [item.dest for item in managed if isinstance(item, ManagedDirectory)],
+    }
+
+
+def in_place(managed: Sequence[Managed], state: RoleState) -> bool:
+    """Whether a host has all files of a role as they shall be, and no other one that the role had before."""
+    wanted = {item.dest: _entry(item) for item in managed}
+    files = {path: entry for path, entry in wanted.items() if entry.sha256}
+    return state.manifest == files and all(_in_place(path, entry, state) for path, entry in wanted.items())
 
 
 def _in_place(path: str, wanted: Entry, state: RoleState) -> bool:
@@ -206,7 +219,7 @@ def _services(units: list[str], managed: list[Managed]) -> Commands:
         # Once for all of them: it takes a tenth of a second, in which systemd does nothing else.
         steps.append("systemctl daemon-reload")
     if steps or starts:
-        yield _change(f"{{ {' && '.join([*steps, *starts])}; }} || {{ {_ROLL_BACK}; exit 1; }}")
+        yield change(f"{{ {' && '.join([*steps, *starts])}; }} || {{ {_ROLL_BACK}; exit 1; }}")
 
 
 def _start(unit: str, restart: str, reload: str, *, restarts: bool) -> str:
@@ -357,15 +370,15 @@ def _account(user: str, home: str, shell: str, groups: list[str], person: bool =
     quoted = shlex.quote(user)
     attributes = f"--home-dir {shlex.quote(home)} --shell {shlex.quote(shell)}"
     if not present:
-        yield _change(
+        yield change(
             f"id -u {quoted} >/dev/null 2>&1 || "
             f"useradd {'' if person else '--system '}--user-group --no-create-home {attributes} {quoted}"
         )
     elif (present["home"], present["shell"]) != (home, shell):
-        yield _change(f"usermod {attributes.replace('--home-dir', '--home')} {quoted}")
+        yield change(f"usermod {attributes.replace('--home-dir', '--home')} {quoted}")
     missing = sorted(set(groups) - set(present.get("groups", "").split()))
     if missing:
-        yield _change(f"usermod --append --groups {','.join(missing)} {quoted}")
+        yield change(f"usermod --append --groups {','.join(missing)} {quoted}")
 
 
 def python_environment(folder: str, lock: str, *, index_url: str | None, key: str) -> None:
@@ -456,7 +469,7 @@ def ensure(name: str, question: str, command: str) -> None:
 @operation()
 def _ensure(question: str, command: str) -> Commands:
     if context.host.get_fact(facts.Lines, command=question):
-        yield _change(command)
+        yield change(command)
 
 
 def confirm(name: str, question: str) -> None:
@@ -493,7 +506,8 @@ def remote_script(name: str, *arguments: str) -> str:
     return f"{_LOCK} {shell_script(_REMOTE / name, *arguments)} || {_LOCKED}"
 
 
-def _change(command: str) -> StringCommand:
+def change(command: str) -> StringCommand:
+    """A command that changes the host, as root, when no other one does."""
     return StringCommand(f"{_LOCK} sh -c {shlex.quote(command)} || {_LOCKED}")
 
 

@@ -31,6 +31,9 @@ firewall_zones = {
 # Administrators, and the machine that runs Quench, log in from here. A run from elsewhere is refused.
 firewall_ssh_zones = ["management"]
 
+# What passes for services that are not Quench's business: no role declares it.
+# firewall_flows = [{"direction": "in", "zones": ["app"], "port": 5432, "why": "queries of the applications"}]
+
 # --- hardening: SSH, passwords, kernel, audit ------------------------------------------------------------------
 
 # The defaults are the strict ones. What a host cannot do with is relaxed by name and with a reason, which stands in

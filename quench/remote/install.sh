@@ -73,6 +73,8 @@ fi
 # What may cut the controller off is undone by the host itself. A boot in between starts the timer again.
 if [ -n "$guard_seconds" ]; then
     guard=$state/guard/$role timer=quench-rollback-$role.timer
+    # A run that was killed while it copied has changed nothing yet, and its last copy may be cut off.
+    [ -e "$guard/armed" ] || rm -rf "$guard"
     mkdir -p "$guard/tree" "$state/manifest"
     touch "$guard/absent" "$guard/units" "$state/manifest/$role"
     # Of a run before this one that was not proved, the older state is the one to go back to.

@@ -12,10 +12,20 @@ role=$1 state=$2
 guard=$state/guard/$role
 # Each step is tried, whatever became of the one before.
 set +e
-[ -e "$guard/armed" ] || exit 0
 # A command that the change has cut off may hold the lock for ever: it is waited for, but not long.
 exec 9>/run/quench.lock
 flock --timeout 10 9 || true
+# Not before: the controller may have proved meanwhile that it reaches the host.
+[ -e "$guard/armed" ] || exit 0
+
+# As long as their files are there: without its ExecStop, a unit that is stopped leaves behind what it has loaded.
+while read -r unit active enabled; do
+    [ "$enabled" = enabled ] || systemctl disable --quiet "$unit"
+    case $unit:$active in
+    ssh.service:*) ;; # the way in, whoever has started it
+    *:inactive | *:failed | *:unknown) systemctl stop "$unit" ;;
+    esac
+done <"$guard/units"
 
 (cd "$guard/tree" && find . -type f -o -type l) | while IFS= read -r path; do
     path=${path#.}
@@ -29,8 +39,12 @@ systemctl daemon-reload
 while read -r unit active enabled; do
     # The next run starts them anew with whatever files it brings.
     rm -f "$state/converged/$unit.restart" "$state/converged/$unit.reload"
-    if [ "$enabled" = enabled ]; then systemctl enable --quiet "$unit"; else systemctl disable --quiet "$unit"; fi
-    if [ "$active" = active ]; then systemctl restart "$unit"; else systemctl stop "$unit"; fi
+    [ "$enabled" != enabled ] || systemctl enable --quiet "$unit"
+    case $unit:$active in
+    ssh.service:*) systemctl restart "$unit" ;;
+    *:inactive | *:failed | *:unknown) ;;
+    *) systemctl restart "$unit" ;; # also what was only just starting, or reloading
+    esac
 done <"$guard/units"
 
 logger --tag quench "the files of $role are back to what they were: the controller did not come back in time"

@@ -22,6 +22,6 @@ def base(settings: BaseSettings) -> str:
     account(settings.admin_user, home=home, shell="/bin/bash", groups=["sudo"], person=True)
     managed = files(settings)
     install("base", managed, guard=settings.rollback_seconds)
-    prove("base", guard=settings.rollback_seconds)
+    prove("base", managed, guard=settings.rollback_seconds)
     service(CHRONY, managed)
     return sources_folder(settings)

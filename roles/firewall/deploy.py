@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from pyinfra import host
@@ -21,6 +21,7 @@ from quench import (
     role,
     services,
     shell_script,
+    zone_of,
 )
 from quench import packages as install_packages
 from roles.firewall.files import FIREWALLD, FORWARD, files, impossible, opening, opening_of_another, packages, ssh, ways
@@ -34,20 +35,21 @@ _READ = f"/var/lib/quench/converged/{FIREWALLD}.reload"
 
 @role(FirewallSettings)
 def firewall(settings: FirewallSettings) -> None:
-    """Let through what the roles before this one have declared, and nothing else. Last in a deploy file."""
-    allow(ssh(settings))
+    """Let through what the roles before this and the inventory declare, and nothing else. Last in a deploy file."""
+    allow(ssh(settings), *(flow.flow() for flow in settings.flows))
     flows = allowed(last=True)
     problems = list(impossible(host.name, settings, flows))
     if problems:
         raise Refused(problems)
     name = host.name
     ask('echo "$1"', lambda answer: _locked_out(name, settings, answer))
+    ask("ip -oneline address show scope global", lambda answer: _elsewhere(name, settings, answer))
     ask(shell_script(_PROBE), lambda answer: [Problem(name, *line.split("; ")) for line in answer])
     install_packages(packages(settings), hold_back=[FIREWALLD])
     managed = files(settings, flows)
     install("firewall", managed, guard=settings.rollback_seconds)
     services([FORWARD, FIREWALLD], managed)
-    prove("firewall", guard=settings.rollback_seconds)
+    prove("firewall", managed, guard=settings.rollback_seconds)
 
 
 @role(FirewallSettings, partial=True)
@@ -83,3 +85,15 @@ def _locked_out(name: str, settings: FirewallSettings, answer: list[str]) -> lis
         what = f"is {settings.ssh_port}, but this run has logged in to port {port}"
         problems.append(Problem(name, "firewall_ssh_port", what, f"set firewall_ssh_port = {port}"))
     return problems
+
+
+def _elsewhere(name: str, settings: FirewallSettings, answer: list[str]) -> list[Problem]:
+    """Whether the host is in another zone than it says: the matrix of flows would be wrong. `answer` is ip(8)'s."""
+    addresses = [str(ip_interface(line.split()[3]).ip) for line in answer]
+    found = {zone_of(address, settings.zones) for address in addresses}
+    if settings.zone in found:
+        return []
+    zones = sorted(zone for zone in found if zone is not None)
+    what = f"is {settings.zone!r}, but none of the host's addresses is there: {', '.join(addresses) or 'it has none'}"
+    remedy = f"set firewall_zone = {zones[0]!r}" if zones else f"put its network into {settings.zone} of firewall_zones"
+    return [Problem(name, "firewall_zone", what, remedy)]

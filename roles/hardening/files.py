@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quench import LogFiles, Managed, ManagedFile, template
+from quench import LogFiles, Managed, ManagedDirectory, ManagedFile, template
 from roles.hardening.settings import HardeningSettings
 
 SSHD = "ssh.service"
@@ -21,7 +21,10 @@ LOGS = LogFiles(service="sudo", paths=("/var/log/sudo.log",), owner="root", reop
 
 # Is there until the next boot, if /tmp is to be mounted then.
 TMP_LATER = "/run/quench-tmp-later"
-# What host.sh changes in files that belong to the distribution: they go back together with the role's own.
+# For which profiles of PAM host.sh has called pam-auth-update.
+PAM_STAMP = "/var/lib/quench/converged/pam"
+# What host.sh changes in files that belong to the distribution: they go back together with the role's own. So does the
+# stamp, or the next run would take PAM's files for those that it wants.
 EDITED = (
     "/etc/bash.bashrc",
     "/etc/fstab",
@@ -32,6 +35,7 @@ EDITED = (
     "/etc/pam.d/common-session",
     "/etc/pam.d/su",
     "/etc/profile",
+    PAM_STAMP,
 )
 
 # What Quench and the package manager have brought: a change of it is theirs.
@@ -66,6 +70,20 @@ def audit_units(settings: HardeningSettings) -> list[str]:
     return [AUDIT_RULES, AUDITD] if settings.platform == "debian-13" else [AUDITD]
 
 
+def _sshd_check(settings: HardeningSettings) -> str:
+    """Whether sshd takes the files, and whether what they say of logins is what it makes of all its files."""
+    password = "yes" if "password-login" in settings.relaxations else "no"
+    root = "without-password" if "root-login" in settings.relaxations else "no"
+    # All that a Match block may ask for, or sshd says nothing: sshd(8), -C.
+    connection = f"user=root,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport={settings.ssh_port}"
+    return (
+        f"sshd -t && said=$(sshd -T -C {connection}) && if missing=$(printf '%s\\n' "
+        f"'passwordauthentication {password}' 'permitrootlogin {root}' | grep -vxF -e \"$said\"); then "
+        'echo "sshd_config does not include sshd_config.d, or has other values before it; not in force:" $missing >&2; '
+        "exit 1; fi"
+    )
+
+
 def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Managed]:
     """All files of the role, for a host that has these roles beside it."""
     values = {
@@ -83,7 +101,7 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             "/etc/ssh/sshd_config.d/00-quench.conf",
             template("hardening", "/etc/ssh/sshd_config.d/00-quench.conf", values),
             mode=0o600,
-            check="sshd -t",
+            check=_sshd_check(settings),
             reloads=SSHD,
         ),
         ManagedFile(
@@ -97,6 +115,9 @@ def files(settings: HardeningSettings, roles: Sequence[str] = ()) -> list[Manage
             mode=0o440,
             check="visudo -c -q -f /etc/sudoers",
         ),
+        # The firewall comes after this, and a rule for a folder that is not there yet would see nothing of what is in
+        # it: auditctl(8), -w. The mode is that of the package.
+        ManagedDirectory("/etc/firewalld", mode=0o750),
         ManagedFile(
             "/etc/audit/rules.d/50-quench.rules",
             template("hardening", "/etc/audit/rules.d/50-quench.rules", values),

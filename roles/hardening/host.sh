@@ -99,13 +99,19 @@ item 'certificates' \
     '! systemctl is-failed --quiet certificate-expiry.service || ! /usr/local/lib/quench/certificate-expiry >/dev/null' \
     'systemctl start certificate-expiry.service'
 
-# Accounts of services have no shell, and what people's shells read is theirs alone. [CIS 5.4.2, 7.2]
-getent passwd | while IFS=: read -r user _ uid _ _ home shell; do
+# Whoever logs in is a person, whatever the number: with a key, or as one who may use sudo. A certificate for sshd leaves no
+# trace on the host.
+logs_in() {
+    [ "$user" = "${SUDO_USER:-}" ] || [ -s "$home/.ssh/authorized_keys" ] ||
+        id -nG "$user" | tr ' ' '\n' | grep -qxE 'sudo|wheel'
+}
+# Accounts of services have no shell, and what people's shells read is theirs alone. Not those of a directory, which are
+# somebody else's. [CIS 5.4.2, 7.2]
+getent -s files passwd | while IFS=: read -r user _ uid _ _ home shell; do
     if [ "$uid" -lt 1000 ] && [ "$user" != root ]; then
         case $shell in
         */nologin | */false | */sync) ;;
-        # Whoever logs in with a key is a person, whatever the number.
-        *) [ -s "$home/.ssh/authorized_keys" ] || item "$user: shell" false "usermod --shell /usr/sbin/nologin $user" ;;
+        *) logs_in || item "$user: shell" false "usermod --shell /usr/sbin/nologin $user" ;;
         esac
     elif [ "$uid" -ge 1000 ] && [ "$uid" -lt 60000 ]; then
         for file in "$home"/.[!.]*; do

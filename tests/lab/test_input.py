@@ -146,6 +146,14 @@ def test_a_platform_that_differs_from_the_hosts(untouched: Node, tmp_path: Path)
     ]
 
 
+def test_a_zone_that_the_host_is_not_in(untouched: Node, tmp_path: Path) -> None:
+    (line,) = problem_lines(only_the_host_knows(untouched, tmp_path, {"*": {"firewall_zone": "storage"}}))
+    assert line.startswith(
+        f"node1: firewall_zone: is 'storage', but none of the host's addresses is there: {untouched.address}"
+    )
+    assert line.endswith("; set firewall_zone = 'inference'")
+
+
 def test_no_sudo(untouched: Node, tmp_path: Path) -> None:
     untouched.root(
         "id plain >/dev/null 2>&1 || { useradd -m plain; cp -r /home/install/.ssh /home/plain/; "

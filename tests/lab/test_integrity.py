@@ -3,6 +3,7 @@ A certificate that ends soon is found as well."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,16 @@ from support import Node, run_pyinfra, write_inventory
 
 from quench import ca
 
+# What would change files, or take the baseline, in the midst of a test.
+TIMERS = "aide-baseline.timer dailyaidecheck.timer apt-daily.timer apt-daily-upgrade.timer"
+
 
 @pytest.fixture(scope="module")
-def baselined(stand_in_node: Node) -> Node:
+def baselined(stand_in_node: Node) -> Iterator[Node]:
+    stand_in_node.root(f"systemctl stop {TIMERS}")
     stand_in_node.root("systemctl start aide-baseline.service && test -s /var/lib/aide/aide.db")
-    return stand_in_node
+    yield stand_in_node
+    stand_in_node.root(f"systemctl start {TIMERS}")
 
 
 def check(node: Node) -> bool:
@@ -59,6 +65,17 @@ def test_what_quench_brings_becomes_the_baseline(baselined: Node) -> None:
     finally:
         baselined.root("rm -f /etc/quench-test /var/lib/quench/manifest/other")
     baseline(baselined)
+    assert check(baselined)
+
+
+def test_what_quench_brings_is_no_alarm_before_its_baseline_is_taken_either(baselined: Node) -> None:
+    taken = baselined.root("stat -c %y /var/lib/aide/aide.db")
+    baselined.root("echo x >/etc/quench-test && echo x >/var/lib/quench/manifest/other")
+    try:
+        assert check(baselined)
+        assert baselined.root("stat -c %y /var/lib/aide/aide.db") != taken
+    finally:
+        baselined.root("rm -f /etc/quench-test /var/lib/quench/manifest/other")
     assert check(baselined)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quench.flows import matrix
 from quench.plan import Plan, load_inventory, make_plan
 from quench.preflight import offline_problems
 from quench.problems import Refused
@@ -126,6 +127,15 @@ def test_the_firewall_comes_last_and_knows_the_flows_of_all_roles(plan: Plan) ->
         last = [name for name in others if not name.startswith("firewall | ")][-1]
         assert position(others, "firewall | ") > others.index(last)
         assert host_plan.operations[-1] == "firewall | Prove that the new files of firewall let the controller in"
+
+
+def test_flows_of_the_inventory_are_in_the_matrix_as_those_of_the_site() -> None:
+    flow = {"direction": "in", "zones": ["app"], "port": 5432, "why": "queries of the applications"}
+    inventory = load_inventory(EXAMPLE, override_data={"firewall_flows": [flow]})
+    plan = make_plan(inventory, ["deploys/hardening.py"], limit=["node1.example.org"])
+    assert offline_problems(plan, EXAMPLE) == []
+    (row,) = [row for row in matrix(plan).rows if row.role == "site"]
+    assert (row.source, row.target, row.service, row.what) == ("app", "inference", "5432/tcp", flow["why"])
 
 
 def test_every_file_has_one_owner(plan: Plan) -> None:

@@ -122,14 +122,16 @@ def test_a_server_reads_what_the_ca_gave_and_brings_no_pair_of_its_own(nginx_dat
 def host(tmp_path, me):
     """The two scripts in a tree of their own, with commands that say what they were called with."""
     folder, commands = tmp_path / "acme", tmp_path / "bin"
-    live = None
+    ini = rendered()["/etc/quench-acme/certbot.ini"].content
+    config = next(line.split(" = ")[1] for line in ini.splitlines() if line.startswith("config-dir"))
+    config = folder / config.removeprefix("/var/lib/quench-acme/")
     for path in (folder / "certbot", commands):
         path.mkdir(parents=True)
     for name, body in {
         "setpriv": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
         "systemctl": f'echo "$*" >>{tmp_path}/said; [ "$1" != reload ] || [ ! -e {tmp_path}/refuses ]',
         "chgrp": "true",
-        "certbot": f'echo "certbot $*" >>{tmp_path}/said',
+        "certbot": f'echo "certbot $*" >>{tmp_path}/said && mkdir -p {config}',
     }.items():
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
@@ -147,10 +149,7 @@ def host(tmp_path, me):
 
     def deliver(days=90, key=None):
         """As certbot does."""
-        nonlocal live
-        ini = rendered()["/etc/quench-acme/certbot.ini"].content
-        config = next(line.split(" = ")[1] for line in ini.splitlines() if line.startswith("config-dir"))
-        live = folder / config.removeprefix("/var/lib/quench-acme/") / "live" / "quench"
+        live = config / "live" / "quench"
         live.mkdir(parents=True, exist_ok=True)
         authority = tmp_path / base64.b32encode(os.urandom(5)).decode()
         ca.create(authority, "An ACME CA")
@@ -240,3 +239,26 @@ def test_the_ca_is_asked_once_the_end_is_near_and_not_before(host):
     deliver(days=29)
     script("acme-take")
     assert script("acme-renew")[2] == asked
+
+
+def test_a_certificate_that_the_service_refused_is_not_ordered_again(host, tmp_path):
+    folder, script, deliver = host
+    asked = ["certbot certonly --config /etc/quench-acme/certbot.ini"]
+    deliver(days=29)
+    script("acme-take")
+    assert script("acme-renew")[2] == asked
+    certificate, _ = deliver(days=90)
+    (tmp_path / "refuses").touch()
+    assert script("acme-take")[0] == 1
+    assert script("acme-renew")[2] == []
+    # But for one that was asked for with other names, or that has no key.
+    (stamp,) = folder.glob("certbot/*/wanted")
+    stamp.write_text("for other names\n")
+    assert script("acme-renew")[2] == asked
+    _, key = deliver(days=90)
+    deliver(days=90, key=key)
+    assert script("acme-renew")[2] == asked
+    certificate, _ = deliver(days=90)
+    (tmp_path / "refuses").unlink()
+    assert script("acme-take")[0] == 0
+    assert (folder / "tls" / "tls.crt").read_text() == certificate

@@ -6,7 +6,7 @@ import pytest
 
 from quench import Flow
 from roles.firewall import FirewallSettings, files
-from roles.firewall.deploy import _locked_out
+from roles.firewall.deploy import _elsewhere, _locked_out
 from roles.firewall.files import impossible, opening, opening_of_another, ssh, ways
 
 DATA = {
@@ -112,6 +112,16 @@ def test_each_zone_gets_the_ports_of_the_flows_that_name_it():
 
 def test_containers_may_ask_their_host_for_names_and_nothing_else():
     assert ports(rendered(CLIENTS, ssh(settings())), "trusted") == [("53", "tcp"), ("53", "udp")]
+
+
+@pytest.mark.parametrize("platform", ["debian-12", "rhel-9"])
+def test_no_packet_goes_from_one_bridge_to_another(platform):
+    text = rendered(platform=platform)["/etc/nftables/quench-forward.nft"]
+    accepting = [line.split() for line in text.splitlines() if line.endswith(" accept") and "established" not in line]
+    assert accepting
+    for words in accepting:
+        # Either by the route, which is asked for where the packet came in, or by names, which are the same twice.
+        assert "fib daddr . iif oif exists" in " ".join(words) or words[1] == words[3], words
 
 
 def test_every_zone_drops_what_it_does_not_name():
@@ -252,6 +262,78 @@ def test_with_everyone_let_in_the_controller_is_so_too():
 
 def test_a_console_is_no_connection_that_could_be_cut():
     assert _locked_out("node1", settings(), []) == []
+
+
+QUERIES = {"direction": "in", "zones": ["app"], "port": 5432, "why": "queries of the applications"}
+COPIES = {"direction": "out", "peers": ["10.0.9.9"], "port": 5432, "why": "copies for the second database"}
+
+
+def test_flows_of_the_inventory_are_rendered_as_those_of_roles():
+    given = settings(firewall_flows=[QUERIES, COPIES])
+    texts = rendered(CLIENTS, *(flow.flow() for flow in given.flows))
+    assert ports(texts, "app") == [("443", "tcp"), ("5432", "tcp")]
+    assert "<!-- site: queries of the applications -->" in texts["/etc/firewalld/zones/app.xml"]
+    assert outgoing(texts) == {("10.0.9.9/32", "5432", "tcp")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "remedy"),
+    [
+        ({"zones": ["ap"]}, "no zone 'ap' in firewall_zones", "there are management, app, dmz, inference"),
+        ({"zones": []}, "has neither zones nor peers", "name whom it is with"),
+        ({"port": 0}, "is all of a protocol, which only peers may have", "set the port, or name peers, no zones"),
+        ({"protocol": "vrrp"}, "vrrp has no ports, and this flow has 5432", "set port to 0"),
+        ({"peers": ["db1"]}, "'db1' is no address", "names and networks are none, write 10.0.1.12"),
+        ({"peers": ["10.0.1.0/24"]}, "'10.0.1.0/24' is no address", "names and networks are none, write 10.0.1.12"),
+        ({"peers": ["FD00:9::1"]}, "'FD00:9::1' is not how fd00:9::1 is written", "write fd00:9::1"),
+        ({"why": "database"}, "'database' is no reason", "say why, in a few words, for the auditor"),
+        ({"why": "a -- b"}, "'a -- b' is no reason", "say why, in a few words, for the auditor"),
+        ({"why": "a b\n-->"}, "is no reason", "say why, in a few words, for the auditor"),
+        ({"direction": "both"}, "input should be 'in' or 'out'", ""),
+        ({"port": 65536}, "less than or equal to 65535", ""),
+        ({"hosts": []}, "unknown key", ""),
+    ],
+)
+def test_a_flow_that_is_none_is_refused_with_what_to_do(found, changes, what, remedy):
+    (problem,) = found(firewall_flows=[QUERIES | changes])
+    assert problem.key.startswith("firewall_flows")
+    assert what in problem.what and remedy in problem.remedy, str(problem)
+
+
+def test_all_of_a_protocol_is_for_single_peers():
+    (flow,) = settings(firewall_flows=[{**COPIES, "port": 0}]).flows
+    assert flow.flow() == Flow("site", "out", (), 0, COPIES["why"], "tcp", ("10.0.9.9",))
+
+
+def test_a_flow_of_the_inventory_with_the_world_needs_a_relaxation_too():
+    (flow,) = settings(firewall_flows=[QUERIES | {"zones": ["world"]}]).flows
+    (problem,) = impossible("node1", settings(), [flow.flow()])
+    assert (problem.key, "site opens port 5432 to the whole world" in problem.what) == ("firewall_relaxations", True)
+
+
+def addresses(*found):
+    return [f"2: eth0    {'inet6' if ':' in text else 'inet'} {text} scope global eth0" for text in found]
+
+
+def test_a_host_is_in_its_zone_with_one_of_its_addresses():
+    assert _elsewhere("node1", settings(), addresses("172.17.0.1/16", "10.0.30.11/24")) == []
+    assert _elsewhere("node1", settings(firewall_zone="management"), addresses("fd00:9::7/64")) == []
+
+
+@pytest.mark.parametrize(
+    ("zone", "found", "what", "remedy"),
+    [
+        ("app", ["10.0.30.11/24", "fd00:30::b/64"], "there: 10.0.30.11, fd00:30::b", "set firewall_zone = 'inference'"),
+        ("inference", ["192.0.2.7/24"], "there: 192.0.2.7", "put its network into inference of firewall_zones"),
+        # A zone without networks has no host.
+        ("dmz", ["192.0.2.7/24"], "there: 192.0.2.7", "put its network into dmz of firewall_zones"),
+        ("dmz", [], "there: it has none", "put its network into dmz of firewall_zones"),
+    ],
+)
+def test_a_host_in_another_zone_than_it_says_is_refused(zone, found, what, remedy):
+    (problem,) = _elsewhere("node1", settings(firewall_zone=zone), addresses(*found))
+    assert (problem.host, problem.key, problem.remedy) == ("node1", "firewall_zone", remedy)
+    assert problem.what == f"is {zone!r}, but none of the host's addresses is {what}"
 
 
 def test_networks_of_several_zones_come_sorted():

@@ -3,8 +3,9 @@ import subprocess
 
 import pytest
 
-from quench.files import CHECKOUT
+from quench.files import CHECKOUT, ManagedDirectory, ManagedFile
 from roles.hardening import HardeningSettings, files
+from roles.hardening.deploy import _other_listener
 from roles.hardening.files import TMP_LATER
 
 DATA = {"platform": "debian-12"}
@@ -17,7 +18,7 @@ def found(problems):
 
 def rendered(*roles, **changes):
     settings = HardeningSettings.load("node1", DATA | changes)
-    return {file.dest: file.content for file in files(settings, roles)}
+    return {file.dest: file.content for file in files(settings, roles) if isinstance(file, ManagedFile)}
 
 
 def options(text):
@@ -163,6 +164,34 @@ def test_with_the_relaxation_programs_run_from_tmp(mounts):
     assert "tmpfs /tmp tmpfs nosuid,nodev 0 0\n" in mounts("mend", "", tmp="nosuid,nodev")[2]
 
 
+def test_whoever_may_log_in_keeps_the_shell_and_a_service_does_not(tmp_path):
+    script = (CHECKOUT / "roles" / "hardening" / "host.sh").read_text()
+    parts = re.findall(r"^(?:item|logs_in)\(\) \{.*?^\}\n|^getent -s files passwd.*?^done\n", script, re.M | re.S)
+    assert len(parts) == 3
+    keys = tmp_path / "keyed" / ".ssh" / "authorized_keys"
+    keys.parent.mkdir(parents=True)
+    keys.write_text("ssh-ed25519 x")
+    names = ["root", "service", "keyed", "runner", "operator", "wheeler", "locked"]
+    rows = [f"{name}:x:{uid}:0::{tmp_path}/{name}:/bin/sh" for uid, name in enumerate(names)]
+    rows[-1] = rows[-1].replace("/bin/sh", "/usr/sbin/nologin")
+    programs = {
+        # The accounts of a directory are asked for by no other name.
+        "getent": f"[ \"$*\" = '-s files passwd' ] && cat {tmp_path}/passwd",
+        "id": 'case $2 in operator) echo users sudo ;; wheeler) echo wheel ;; *) echo "$2 sudo-log wheels" ;; esac',
+        "usermod": f'echo "$*" >>{tmp_path}/said',
+    }
+    (tmp_path / "passwd").write_text("".join(f"{row}\n" for row in rows))
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SUDO_USER": "runner"}
+    for mode, printed in (("ask", "service: shell\n"), ("mend", "")):
+        text = "\n".join([f"mode={mode}", *parts])
+        done = subprocess.run(["sh", "-c", text], env=environment, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == (printed, "")
+    assert (tmp_path / "said").read_text() == "--shell /usr/sbin/nologin service\n"
+
+
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
@@ -194,6 +223,48 @@ def test_only_the_users_named_log_in():
     assert "AllowUsers" not in options(sshd())
 
 
+@pytest.mark.parametrize(
+    ("password", "root", "relaxed", "missing"),
+    [
+        ("no", "no", (), ""),
+        ("yes", "no", (), "passwordauthentication no"),
+        ("no", "yes", (), "permitrootlogin no"),
+        ("yes", "without-password", (), "passwordauthentication no permitrootlogin no"),
+        ("yes", "without-password", ("password-login", "root-login"), ""),
+        ("no", "without-password", ("password-login", "root-login"), "passwordauthentication yes"),
+    ],
+)
+def test_what_sshd_makes_of_all_its_files_is_what_ours_say_of_logins(tmp_path, password, root, relaxed, missing):
+    (tmp_path / "sshd").write_text(
+        "#!/bin/sh\n[ $1 = -t ] || "
+        f"printf '%s\\n' 'port 22' 'passwordauthentication {password}' 'permitrootlogin {root}' 'usepam yes'\n"
+    )
+    (tmp_path / "sshd").chmod(0o755)
+    settings = HardeningSettings.load("node1", DATA | {"hardening_relaxations": dict.fromkeys(relaxed, "for change 1")})
+    check = next(file.check for file in files(settings) if file.dest.endswith("/00-quench.conf"))
+    assert check.startswith("sshd -t && ") and "\n" not in check
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1 if missing else 0, "")
+    assert done.stderr.endswith(f"not in force: {missing}\n" if missing else "")
+
+
+def test_files_that_sshd_does_not_take_are_refused_by_its_own_words(tmp_path):
+    (tmp_path / "sshd").write_text("#!/bin/sh\necho 'line 3: Bad configuration option' >&2; exit 255\n")
+    (tmp_path / "sshd").chmod(0o755)
+    check = next(file.check for file in files(HardeningSettings.load("node1", DATA)) if "sshd_config.d" in file.dest)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and done.stderr == "line 3: Bad configuration option\n"
+
+
+def test_another_port_is_refused_where_systemd_listens_for_sshd():
+    assert _other_listener("node1", 22, ["ssh.socket"]) == _other_listener("node1", 2222, []) == []
+    (problem,) = _other_listener("node1", 2222, ["ssh.socket"])
+    assert (problem.host, problem.key) == ("node1", "hardening_ssh_port")
+    assert "ssh.socket decides on the port" in problem.what and "disable --now ssh.socket" in problem.remedy
+
+
 def test_forwarding_is_left_to_a_container_engine_where_there_is_one():
     assert "\nnet.ipv4.ip_forward = 0\n" in rendered()["/etc/sysctl.d/99-zz-quench.conf"]
     assert "ip_forward" not in rendered("container_toolkit")["/etc/sysctl.d/99-zz-quench.conf"]
@@ -222,6 +293,31 @@ def test_the_rules_of_the_audit_know_the_roles_of_the_host():
     assert "-w /srv/models -p wa -k models\n" in full and "/srv/models" not in bare
 
 
+@pytest.mark.parametrize(
+    ("role", "folders"),
+    [
+        ("haproxy", ["/etc/haproxy/quench"]),
+        ("acme", ["/var/lib/quench-acme", "/etc/quench-acme"]),
+        ("dcgm_exporter", ["/etc/dcgm-exporter/quench"]),
+    ],
+)
+def test_the_audit_sees_who_reads_the_keys_of_a_role_that_the_host_has(role, folders):
+    bare, full = (rendered(*roles)["/etc/audit/rules.d/50-quench.rules"] for roles in ((), (role,)))
+    for folder in folders:
+        assert f"-w {folder} -p rwa -k keys\n" in full and folder not in bare
+
+
+def test_one_bad_rule_of_the_audit_takes_no_other_with_it():
+    lines = rendered()["/etc/audit/rules.d/50-quench.rules"].splitlines()
+    rules = [number for number, line in enumerate(lines) if line.startswith(("-w ", "-a "))]
+    assert lines.index("-c") < rules[0]
+
+
+def test_the_folder_of_a_role_that_comes_later_is_there_when_its_rule_is_loaded():
+    made = [item.dest for item in files(HardeningSettings.load("node1", DATA)) if isinstance(item, ManagedDirectory)]
+    assert made == ["/etc/firewalld"]
+
+
 def test_the_audit_can_be_changed_without_a_reboot():
     # audit.rules(7): after `-e 2` the second run of anything fails until the next boot.
     assert "-e 2" not in rendered()["/etc/audit/rules.d/50-quench.rules"]
@@ -247,3 +343,11 @@ def test_aide_compares_what_the_inventory_names_and_no_model_store():
 def test_a_path_for_aide_is_absolute_and_one_word(found):
     assert "is no path" in found(hardening_integrity_paths=["etc"])[0].what
     assert "is no path" in found(hardening_integrity_excluded=["/a b"])[0].what
+
+
+def test_the_comparison_waits_for_a_baseline_with_what_a_run_has_brought():
+    lines = rendered()["/etc/systemd/system/dailyaidecheck.service"].splitlines()
+    # Not by a condition of its own: a comparison that is left out is none that failed, and the baseline would be taken
+    # anew over what the one before had found.
+    assert {"Wants=aide-baseline.service", "After=aide-baseline.service"} <= set(lines)
+    assert not [line for line in lines if line.startswith("ExecCondition=")]

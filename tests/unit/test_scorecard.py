@@ -1,6 +1,6 @@
 import pytest
 
-from quench import Flow
+from quench import Flow, ManagedFile
 from roles.firewall import FirewallSettings
 from roles.firewall import files as firewall
 from roles.hardening import HardeningSettings
@@ -20,7 +20,7 @@ def lines(**relaxed):
         *firewall(FirewallSettings.load("node1", data), FLOWS if "firewall" in relaxed else []),
         *hardening(HardeningSettings.load("node1", data)),
     ]
-    return [line for file in managed for line in file.content.splitlines()]
+    return [line for file in managed if isinstance(file, ManagedFile) for line in file.content.splitlines()]
 
 
 @pytest.mark.parametrize(
