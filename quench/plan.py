@@ -25,6 +25,7 @@ from pyinfra.api.state import State, StateStage
 from pyinfra.connectors.fake import FakeConnector
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
+import quench.order  # noqa: F401 - plans and runs read deploy files by it
 from quench.contracts import Engine, Flow
 from quench.files import ManagedDirectory, ManagedFile
 from quench.problems import Problem, Refused

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quench.files import CHECKOUT
 from quench.flows import matrix
 from quench.plan import Plan, load_inventory, make_plan
 from quench.preflight import offline_problems
@@ -14,10 +15,12 @@ from quench.problems import Refused
 EXAMPLE, DEPLOY = "inventories/example.py", "deploys/inference.py"
 
 
-@pytest.fixture
-def plan(example_secrets: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setenv("QUENCH_SECRETS", str(example_secrets))
-    return make_plan(load_inventory(EXAMPLE), [DEPLOY])
+@pytest.fixture(scope="module")
+def plan(example_secrets: Path) -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(CHECKOUT)
+        patch.setenv("QUENCH_SECRETS", str(example_secrets))
+        return make_plan(load_inventory(EXAMPLE), [DEPLOY])
 
 
 def position(operations: list[str], start: str) -> int:
