@@ -17,7 +17,7 @@ from pyinfra.api.state import State
 
 
 def operation_order(state: State) -> list[int]:
-    """Number of the deploy file, and the lines from there on, as pyinfra's `get_operation_order_from_stack` has them."""
+    """Number of the deploy file, and lines from there on, as pyinfra's `get_operation_order_from_stack` has them."""
     callers = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

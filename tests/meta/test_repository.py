@@ -2,6 +2,7 @@ import configparser
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,3 +86,12 @@ def test_a_script_for_hosts_opens_with_what_it_does_and_what_it_is_given(script)
 def test_no_private_key_is_in_the_repository(files):
     keys = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\n[A-Za-z0-9+/]{40}")
     assert found(keys, files) == set()
+
+
+def test_the_contracts_of_imports_know_all_modules_and_roles():
+    contracts = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    found = {contract["name"]: contract for contract in contracts}
+    modules = {f"quench.{path.stem}" for path in (CHECKOUT / "quench").glob("*.py")} - {"quench.__init__", "quench.cli"}
+    assert set(found["The lab stands beside the product, not in it"]["source_modules"]) == modules
+    roles = {f"roles.{path.parent.name}" for path in (CHECKOUT / "roles").glob("*/__init__.py")}
+    assert set(found["No role knows another"]["modules"]) == roles
