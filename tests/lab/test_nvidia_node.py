@@ -53,14 +53,6 @@ def test_the_node_serves_and_the_second_run_changes_nothing(node: Node, tmp_path
     assert (run.code, run.totals["success"]) == (0, 0), run.text[-3000:]
 
 
-def test_an_unattended_upgrade_would_move_nothing_of_the_set(node: Node) -> None:
-    # The mirror has newer versions of all of it; test_nvidia_upgrade lets apt and dnf try.
-    said = node.root("unattended-upgrade --dry-run --debug 2>&1")
-    assert "Allowed origins" in said
-    chosen = said.partition("Packages that will be upgraded:")[2].splitlines()[:1] or [""]
-    assert set(chosen[0].split()) & set(family(node)) == set()
-
-
 def test_every_counter_of_the_list_is_there_for_each_gpu(node: Node) -> None:
     text = scrape(node, node.lab.folder / "ca")
     rows = node.root("cat /etc/dcgm-exporter/quench/counters.csv").splitlines()
