@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpus import family, provision
+from gpus import provision
 from support import DEPLOY, MODEL, STOCK, Node, hosts_of
 
 from quench import ca
