@@ -16,6 +16,7 @@ import gevent
 from quench.haproxy import Server
 from quench.problems import Problem, Refused
 from quench.rollout_fleet import (
+    GIVE_WEIGHT,
     INTERRUPTED,
     POLL,
     Balancers,
@@ -27,6 +28,7 @@ from quench.rollout_fleet import (
     cut_off,
     entry,
     timed,
+    uncovered,
 )
 from quench.rollout_record import Claim, Record
 
@@ -211,6 +213,9 @@ class Rollout:
                 elif names <= set(batch):
                     what = f"a batch would take all {len(names)} nodes of {pool} at {balancer}"
                     yield Problem(batch[0], "batch", what, "make --batch smaller")
+                elif not any(server.weight for server in servers if server.pool == pool and server.name not in batch):
+                    what = f"the other nodes of {pool} have weight 0 at {balancer}: nobody would be left to answer"
+                    yield Problem(batch[0], "balancers", what, GIVE_WEIGHT)
 
     # One batch
 
@@ -411,9 +416,8 @@ class Rollout:
                         what = f"not drained: {server.name} is {server} in {pool} at {balancer}"
                         remedy = f"see to {server.name} first, or set server {pool}/{server.name} state maint"
                         yield Failure(batch[0], what, remedy)
-                if not any(server.up for server in others):
-                    what = f"not drained: no other node of {pool} is up at {balancer}"
-                    yield Failure(batch[0], what, "bring one of them back first")
+                if amiss := uncovered(pool, others, balancer):
+                    yield Failure(batch[0], f"not drained: {amiss[0]}", amiss[1])
 
     def _mark(self, batch: Sequence[str]) -> None:
         for node in batch:

@@ -19,6 +19,8 @@ from quench.rollout_record import Claim
 POLL = 1.0
 # What is said of a step that Ctrl-C has ended: nobody waits for a journal then.
 INTERRUPTED = "interrupted"
+# What to do if the only nodes that are left get no request.
+GIVE_WEIGHT = "give one of them a weight first: its nginx_weight, and a run of deploys/balancer.py"
 
 
 class Failure(Exception):
@@ -247,6 +249,16 @@ def timed(name: str, clock: Callable[[], float], over: Callable[[Step], None]) -
         raise
     step.seconds = clock() - start
     over(step)
+
+
+def uncovered(pool: str, others: Sequence[Server], balancer: str) -> tuple[str, str] | None:
+    """Why the other nodes of a pool cannot answer in the place of one, and what to do; None: they can."""
+    if any(server.covers for server in others):
+        return None
+    if any(server.up for server in others):
+        what = f"the other nodes of {pool} that are up have weight 0 at {balancer}, and get no request"
+        return what, GIVE_WEIGHT
+    return f"no other node of {pool} is up at {balancer}", "bring one of them back first"
 
 
 def cut_off(requests: int, seconds: float) -> str:

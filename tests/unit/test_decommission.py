@@ -366,6 +366,18 @@ def test_the_only_node_of_one_of_two_pools_needs_last(world):
     ]
 
 
+def test_a_node_of_weight_0_does_not_stand_in_for_it(world):
+    for node in ("node1", "node2"):
+        world.fleet.alter(node, weight=0)
+    assert refusal(world)[0] == (
+        "node3: balancers: the other nodes of pool_llama that are up have weight 0 at lb1, and get no request; give "
+        "one of them a weight first: its nginx_weight, and a run of deploys/balancer.py; if this is what you want: "
+        "--last"
+    )
+    world.fleet.alter("node2", weight=1)
+    assert world.run().code == 0
+
+
 def test_one_that_is_out_already_leaves_no_gap(world):
     world.fleet = FakeSite(nodes=("node3",))
     world.fleet.alter("node3", status="MAINT")

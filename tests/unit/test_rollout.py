@@ -554,6 +554,36 @@ def test_a_node_in_maintenance_does_not_hold_the_others_up_but_one_must_be_up(wo
     assert "no other node of pool_llama is up at lb1" in world.run().reasons[0]
 
 
+def test_a_node_of_weight_0_does_not_stand_in_for_another(world):
+    """Blue and green: all requests go to green, and blue has none."""
+    world.fleet = FakeFleet(nodes=("blue", "green"))
+    world.fleet.alter("blue", weight=0)
+    world.plans = {"green": NodePlan("new-1", ("llama",))}
+    assert refusal(world) == [
+        f"green: balancers: the other nodes of pool_llama have weight 0 at {balancer}: nobody would be left to answer; "
+        "give one of them a weight first: its nginx_weight, and a run of deploys/balancer.py"
+        for balancer in ("lb1", "lb2")
+    ]
+    world.plans = {"blue": NodePlan("new-2", ("llama",))}
+    assert world.run().code == 0
+
+
+def test_a_node_whose_weight_went_to_0_meanwhile_does_not_either(world):
+    def weigh(nodes):
+        change(nodes)
+        world.fleet.alter("node2", weight=0)
+        world.fleet.alter("node3", status="MAINT")
+
+    change, world.fleet.change = world.fleet.change, weigh
+    world.plans = {node: PLANS[node] for node in ("node2", "node1")}
+    result = world.run()
+    assert outcomes(result) == {"node2": "done", "node1": "untouched"}
+    assert result.reasons[0].startswith(
+        "node1: drain: not drained: the other nodes of pool_llama that are up have weight 0 at lb1, and get "
+        "no request; "
+    )
+
+
 def test_a_batch_goes_through_the_steps_together_and_the_rest_follows(world):
     world.options = Options(batch=2)
     result = world.run()
