@@ -320,6 +320,9 @@ class Rollout:
 
     def _ready(self, node: str) -> None:
         self._balancers.hold()
+        # HAProxy lets a node begin slowly that comes out of maintenance, and not one that was drained. The first
+        # request comes at once, and not after a check: that it answers has just been verified.
+        self._balancers.set_state([node], "maint")
         self._balancers.set_state([node], "ready")
         deadline = self._clock() + self._options.ready_seconds
         while down := [(balancer, server) for balancer, server in self._balancers.places(node) if not server.up]:

@@ -66,7 +66,7 @@ class Fleet(Protocol):
         """All nodes in all pools."""
 
     def set_state(self, balancer: str, servers: Sequence[Server], state: State) -> None:
-        """Drain nodes, close them, or let them have requests again."""
+        """Drain nodes, close them, or let them have requests again: slowly, if they were closed."""
 
     def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
         """Take the lock, from the rollout `take_over` if need be. Who has it, if that is somebody else."""

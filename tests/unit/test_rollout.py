@@ -16,7 +16,7 @@ CLAIM = Claim("r1", "anna", "desk", "2026-11-20T10:00:00Z")
 OTHER = Claim("r9", "bert", "laptop", "2026-11-19T10:00:00Z")
 PLANS = {f"node{number}": NodePlan(f"new-{number}", ("llama",)) for number in (1, 2, 3)}
 # What is done with a node when nothing fails, as far as it matters for the order.
-GOOD = ["drain", "keep", "change", "units", "complete llama", "prompts", "host checks", "let go new", "ready"]
+GOOD = ["drain", "keep", "change", "units", "complete llama", "prompts", "host checks", "let go new", "maint", "ready"]
 WORKING = ("UP", "L7OK")
 
 
@@ -33,6 +33,8 @@ class FakeFleet:
         self.locks, self.marks = {}, {}
         self.kept, self.release = {}, dict.fromkeys(nodes, "old")
         self.dead, self.cures, self.open = set(), True, set()
+        # Whether a node that came back gets its share bit by bit.
+        self.slowly = {}
         # Of a node that is drained: how often it is asked after until its answers are over.
         self.answers = {}
 
@@ -71,6 +73,8 @@ class FakeFleet:
     def set_state(self, balancer, servers, state):
         for server in servers:
             self.did(state, balancer, server.name)
+            if state == "ready":
+                self.slowly[balancer, server.name] = server.status == "MAINT"
             status = {"ready": "UP", "drain": "DRAIN", "maint": "MAINT"}[state]
             self.table[balancer, server.pool, server.name] = replace(server, status=status)
 
@@ -201,6 +205,29 @@ def test_the_balancers_are_told_before_the_node_is_touched(world):
     assert [call for call in calls if call == "drain node1"] == ["drain node1"] * 2, "at both balancers"
 
 
+def test_a_node_that_was_changed_gets_its_share_of_requests_bit_by_bit(world):
+    world.run()
+    # HAProxy's slowstart is for a server that leaves maintenance, and not for one that was drained.
+    assert world.fleet.slowly == {(balancer, node): True for balancer in world.fleet.balancers for node in PLANS}
+
+
+def test_a_node_that_was_left_alone_gets_its_whole_share_at_once(world):
+    world.fleet.fails = {"keep node1": broken()}
+    world.run()
+    assert world.fleet.slowly == {(balancer, "node1"): False for balancer in world.fleet.balancers}
+
+
+def test_a_rollout_that_dies_while_a_node_comes_back_begins_with_it_again(world):
+    world.fleet.fails = {"ready node2": [None, SystemExit(9)]}
+    with pytest.raises(SystemExit):
+        world.run()
+    assert world.fleet.states()["lb2", "node2"] == "MAINT"
+    world.fleet.locks.clear()
+    world.fleet.fails.clear()
+    assert outcomes(world.run()) == {"node1": "skipped", "node2": "done", "node3": "done"}
+    assert set(world.fleet.states().values()) == {"UP"}
+
+
 def test_a_completion_is_asked_for_by_every_balancer(world):
     world.run()
     assert world.fleet.calls.count("complete llama node1") == 2
@@ -246,6 +273,7 @@ FAILURES = [
     ("prompts", True, "verify"),
     ("host checks", True, "verify"),
     ("let go new", True, "verify"),
+    ("maint", True, "ready"),
     ("ready", True, "ready"),
 ]
 
@@ -277,7 +305,8 @@ def test_a_former_release_is_drained_restored_verified_and_only_then_back(world)
     calls = [call for call in world.fleet.calls if call.endswith("node2")]
     undone = calls[calls.index("complete llama node2") + 1 :]
     assert undone == [
-        "drain node2", "drain node2", "restore node2", "units node2", "let go old node2", "ready node2", "ready node2",
+        "drain node2", "drain node2", "restore node2", "units node2", "let go old node2", "maint node2", "maint node2",
+        "ready node2", "ready node2",
     ]  # fmt: skip
     names = [one.step.name for one in world.said if one.node == "node2"]
     assert names[-4:] == ["verify", "restore", "verify the former release", "ready"]
