@@ -26,7 +26,6 @@ from quench.rollout_fleet import (
     LockLost,
     Progress,
     Step,
-    cut_off,
     entry,
     timed,
     uncovered,
@@ -335,8 +334,9 @@ class Decommission:
                 self._served = {(balancer, server.pool) for balancer, server in places if not server.away}
                 self._balancers.set_state([name], "drain", lambda balancer, server: not server.away)
             with self._step("wait") as step:
-                self._result.cut = self._balancers.wait([name], self._options.drain_seconds)[name]
-                step.detail = cut_off(self._result.cut, self._options.drain_seconds) if self._result.cut else ""
+                waited = self._balancers.wait([name], self._options.drain_seconds)
+                self._result.cut = waited.cut[name]
+                step.detail = waited.told(name, self._options.drain_seconds)
             with self._step("maintenance"):
                 self._balancers.hold()
                 self._balancers.set_state([name], "maint", lambda balancer, server: not _closed(server))

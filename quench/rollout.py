@@ -25,7 +25,7 @@ from quench.rollout_fleet import (
     LockLost,
     Progress,
     Step,
-    cut_off,
+    Waited,
     entry,
     timed,
     uncovered,
@@ -121,6 +121,8 @@ class Rollout:
         # Marked by a rollout before, and not this one's to bring back.
         self._others: set[str] = set()
         self._models: dict[str, tuple[str, ...]] = {}
+        # How the wait of the present batch has ended.
+        self._waited = Waited()
 
     def run(self, *, take_over: str = "") -> Result:
         """Bring all nodes through. Once; then the record is closed.
@@ -229,7 +231,7 @@ class Rollout:
                 self._mark(batch)
                 self._balancers.set_state(batch, "drain")
             with self._step(batch, "wait"):
-                self._wait(batch)
+                self._waited = self._wait(batch)
             with self._step(batch, "keep"):
                 for node in batch:
                     self._keep(node)
@@ -428,10 +430,12 @@ class Rollout:
         for balancer in self._fleet.balancers:
             self._fleet.mark(balancer, sorted({*self._record.work, *self._others}))
 
-    def _wait(self, batch: Sequence[str]) -> None:
+    def _wait(self, batch: Sequence[str]) -> Waited:
         """Wait until nothing is in flight. What is cut when the time is over is written down."""
-        for node, cut in self._balancers.wait(batch, self._options.drain_seconds).items():
+        waited = self._balancers.wait(batch, self._options.drain_seconds)
+        for node, cut in waited.cut.items():
             self._results[node].cut += cut
+        return waited
 
     # What is written down
 
@@ -448,8 +452,8 @@ class Rollout:
         for node in nodes:
             result = self._results[node]
             own = Step(step.name, round(step.seconds, 1), step.ok, step.detail)
-            if step.name == "wait" and result.cut and not own.detail:
-                own.detail = cut_off(result.cut, self._options.drain_seconds)
+            if step.name == "wait" and step.ok:
+                own.detail = self._waited.told(node, self._options.drain_seconds)
             result.steps.append(own)
             plans = {"plan_before": result.plan_before, "plan_after": result.plan_after}
             self._record.log(**entry(self._claim, node, own), **plans)

@@ -43,6 +43,12 @@ _SOCKET = "/run/haproxy/admin.sock"
 _KEEP_STATE = "/usr/local/lib/quench/haproxy-server-state"
 _CERTIFICATE = "/etc/haproxy/quench/node.crt"
 _AUTHORITY = "/etc/haproxy/quench/nodes-ca.crt"
+# Children of the main process beside the one that answers at the socket.
+_FORMER = (
+    "main=$(systemctl show --property MainPID --value haproxy.service); "
+    f"now=$(echo 'show info' | socat -t 5 - {_SOCKET} | sed -n 's/^Pid: //p'); "
+    'grep -lx "PPid:.$main" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3 | grep -cvx "$now"; true'
+)
 _MARKS = f"{STATE_DIRECTORY}/rollout.drained"
 _ASK = Path(__file__).parent / "remote" / "ask_model.sh"
 
@@ -208,6 +214,10 @@ class SshFleet:
         self._hosts.root(
             balancer, f"[ ! -x {_KEEP_STATE} ] || setpriv --reuid=haproxy --regid=haproxy --clear-groups {_KEEP_STATE}"
         )
+
+    def former(self, balancer: str) -> int:
+        """Processes of HAProxy from before a reload that finish their answers."""
+        return int(self._hosts.root(balancer, _FORMER)[0])
 
     def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
         """Take the lock. Who has it, if that is somebody else."""

@@ -157,6 +157,14 @@ def test_answers_that_take_too_long_are_cut_and_that_is_said(world):
     assert result.steps[1].detail == "2 requests are still in flight after 5 s, and will be cut"
 
 
+def test_it_waits_for_the_haproxy_from_before_a_reload(world):
+    world.fleet.reloaded = {"lb1": 6}
+    result = world.run()
+    assert result.code == 0
+    assert result.steps[1].detail == "waited for the HAProxy from before a reload of lb1"
+    assert 0 < world.now < 60
+
+
 def test_the_operator_is_shown_what_will_go_and_another_name_changes_nothing(world):
     world.answer = False
     assert refusal(world) == ["node3: confirmation: what was typed is not its name; type node3, or say --yes"]

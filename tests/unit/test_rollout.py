@@ -37,6 +37,8 @@ class FakeFleet:
         self.slowly = {}
         # Of a node that is drained: how often it is asked after until its answers are over.
         self.answers = {}
+        # Of a balancer that was reloaded: how often its former process is asked after until that has ended.
+        self.reloaded = {}
 
     def did(self, what, host, node=None):
         self.calls.append(f"{what} {node or host}")
@@ -77,6 +79,12 @@ class FakeFleet:
                 self.slowly[balancer, server.name] = server.status == "MAINT"
             status = {"ready": "UP", "drain": "DRAIN", "maint": "MAINT"}[state]
             self.table[balancer, server.pool, server.name] = replace(server, status=status)
+
+    def former(self, balancer):
+        self.did("former", balancer)
+        left = self.reloaded.get(balancer, 0)
+        self.reloaded[balancer] = max(0, left - 1)
+        return int(left > 0)
 
     def lock(self, balancer, claim, take_over):
         self.did("lock", balancer)
@@ -261,6 +269,36 @@ def test_answers_that_take_too_long_are_cut_and_that_is_said(world):
     assert result.nodes["node2"].cut == 2
     (wait,) = [step for step in result.nodes["node2"].steps if step.name == "wait"]
     assert wait.detail == "2 requests are still in flight after 5 s, and will be cut"
+
+
+def test_a_node_is_changed_when_the_haproxy_from_before_a_reload_has_ended(world):
+    """It may still send requests to the node, and tells nobody of those that it has in flight."""
+    world.fleet.reloaded = {"lb2": 6}
+    change = world.fleet.change
+
+    def ended(nodes):
+        assert world.fleet.reloaded["lb2"] == 0
+        change(nodes)
+
+    world.fleet.change = ended
+    result = world.run()
+    assert result.outcome == "done"
+    details = [step.detail for node in PLANS for step in result.nodes[node].steps if step.name == "wait"]
+    assert details == ["waited for the HAProxy from before a reload of lb2", "", ""]
+    assert 5 < world.now < 60
+
+
+def test_a_haproxy_that_does_not_end_is_waited_for_no_longer_than_answers_are_and_that_is_said(world):
+    world.options = Options(drain_seconds=5)
+    world.fleet.reloaded = {"lb1": 1000, "lb2": 3}
+    world.fleet.alter("node2", in_flight=1)
+    result = world.run()
+    assert result.outcome == "done"
+    details = {node: step.detail for node in PLANS for step in result.nodes[node].steps if step.name == "wait"}
+    late = "the HAProxy from before a reload of lb1 still serves after 5 s, and what it has in flight will be cut"
+    assert details == {
+        "node1": late, "node2": f"2 requests are still in flight after 5 s, and will be cut; {late}", "node3": late,
+    }  # fmt: skip
 
 
 # What fails, whether the node has been touched by then, and the step that the reason names.

@@ -1,6 +1,7 @@
 """What a rollout says to hosts, and what it makes of their answers."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -76,6 +77,31 @@ def test_an_answer_that_is_no_table_is_a_failure_of_the_balancer(fleet):
     made, _ = fleet(socat=["nonsense"])
     with pytest.raises(Failure, match="lb1: rollout: HAProxy gives no statistics: nonsense"):
         made.servers("lb1")
+
+
+def test_processes_from_before_a_reload_are_those_beside_the_one_that_answers(fleet, tmp_path, monkeypatch):
+    script = "sleep 60 & echo $!; sleep 60 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as main:
+        now, former = (int(main.stdout.readline()) for _ in range(2))
+        program(tmp_path / "systemctl", f"echo {main.pid}")
+        program(tmp_path / "socat", f"printf 'Name: HAProxy\\nPid: {now}\\nUptime: 0d\\n'")
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        made, hosts = fleet()
+        hosts.root = lambda name, command: subprocess.check_output(["sh", "-c", command], text=True).splitlines()
+        try:
+            assert made.former("lb1") == 1
+            os.kill(former, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while made.former("lb1") and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert made.former("lb1") == 0
+        finally:
+            os.kill(now, signal.SIGKILL)
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 def test_what_is_kept_is_read(fleet):
