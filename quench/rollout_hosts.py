@@ -359,7 +359,11 @@ class SshFleet:
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
             # In a session of its own: the terminal's Ctrl-C is for this process, which then asks it to end.
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                [*_until_the_end_of_this(), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 code = process.wait()
@@ -373,6 +377,18 @@ class SshFleet:
                 raise
         if code != 0:
             raise Failure(nodes[0], f"{what} ended with {code}: {reason(log, nodes)}", f"see {log}")
+
+
+def _until_the_end_of_this() -> list[str]:
+    """What a command begins with that the kernel is to kill if this process is killed, where it can: prctl(2) of Linux.
+
+    A pyinfra that went on alone could restart a node that somebody has brought back by then.
+    """
+    program = shutil.which("setpriv")
+    if program is None:
+        return []
+    known = subprocess.run([program, "--help"], capture_output=True, text=True, check=False).stdout
+    return [program, "--pdeathsig", "KILL", "--"] if "--pdeathsig" in known else []
 
 
 def reason(log: Path, nodes: Sequence[str]) -> str:

@@ -155,11 +155,13 @@ def test_a_controller_that_dies_in_the_middle_goes_on_where_it_stopped(fleet: Fl
         with background(fleet.nodes[0], *command(changed(fleet, tmp_path, vllm_drain_seconds=33))) as begun:
             begun.wait_for("node2", "keep")
             assert wait(lambda: drain_seconds(fleet)[1] == "33", 20)
-            # As when the machine dies: with the pyinfra that it has started, which is in the midst of node2.
-            begun.process.send_signal(signal.SIGSTOP)
-            subprocess.run(["pkill", "-KILL", "-P", str(begun.process.pid)], check=True)
+            children = subprocess.run(
+                ["pgrep", "-P", str(begun.process.pid)], capture_output=True, text=True, check=True
+            ).stdout.split()
+            # The pyinfra that it has started, which is in the midst of node2, ends with it.
             begun.process.kill()
             assert begun.end().code == -signal.SIGKILL
+            assert wait(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 10)
         again = rollout(fleet, changed(fleet, tmp_path, vllm_drain_seconds=33))
     assert again.code == 0, again.text[-3000:]
     assert lost(tally) == []

@@ -91,10 +91,7 @@ def test_processes_from_before_a_reload_are_those_beside_the_one_that_answers(fl
         try:
             assert made.former("lb1") == 1
             os.kill(former, signal.SIGKILL)
-            deadline = time.monotonic() + 20
-            while made.former("lb1") and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert made.former("lb1") == 0
+            assert soon(lambda: made.former("lb1") == 0)
         finally:
             os.kill(now, signal.SIGKILL)
 
@@ -277,26 +274,64 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 _RUN = """\
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 def end(*_):
     pathlib.Path(sys.argv[1], "ended").write_text("yes")
     raise SystemExit(1)
 signal.signal(signal.SIGINT, end)
-pathlib.Path(sys.argv[1], "begun").write_text("yes")
-time.sleep(30)
+beginning = pathlib.Path(sys.argv[1], "beginning")
+beginning.write_text(str(os.getpid()))
+beginning.rename(beginning.with_name("begun"))
+time.sleep(120)
 """
 
 
 def test_ctrl_c_ends_the_run_before_the_rollout(tmp_path):
     words = [sys.executable, "-c", _CONTROLLER, str(tmp_path / "runs"), sys.executable, "-c", _RUN, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=CHECKOUT) as process:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert soon((tmp_path / "begun").exists)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
     assert out == "interrupted\n"
     assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not kill a child with its parent")
+def test_a_run_does_not_outlive_a_rollout_that_is_killed(tmp_path):
+    words = [sys.executable, "-c", _CONTROLLER, str(tmp_path / "runs"), sys.executable, "-c", _RUN, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=CHECKOUT) as process:
+        assert soon((tmp_path / "begun").exists)
+        run = int((tmp_path / "begun").read_text())
+        os.kill(run, 0)
+        process.kill()
+    assert soon(lambda: gone(run))
+    assert not (tmp_path / "ended").exists(), "it was not asked, it was killed"
+
+
+def gone(pid):
+    """Whether a process has ended, be it that nobody has taken note yet."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def soon(condition):
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_where_no_setpriv_is_a_run_starts_without_it(fleet, tmp_path, monkeypatch):
+    for help_text in ("--reuid <uid>", None):
+        if help_text:
+            program(tmp_path / "setpriv", f"echo '{help_text}'")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        made, _ = fleet(change=[sys.executable, "-c", "pass"])
+        made.change(["node1"])
+        (tmp_path / "setpriv").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
