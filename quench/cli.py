@@ -364,7 +364,13 @@ def ca_create(folder: Path, name: str) -> None:
 @click.option("--client", is_flag=True, help="For a client, such as a monitoring server, instead of a server.")
 def ca_issue(folder: Path, names: tuple[str, ...], days: int, client: bool) -> None:
     """Issue a server certificate for DNS names and addresses."""
-    certificate, private_key = ca.issue(folder, names, days=days, client=client)
+    try:
+        certificate, private_key = ca.issue(folder, names, days=days, client=client)
+    except FileNotFoundError as error:
+        what = f"{error.filename}: no such file; bring it there, or make a CA: quench ca create {folder}"
+        raise click.ClickException(what) from None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
     click.echo(f"{certificate}, {private_key}")
 
 
