@@ -146,7 +146,9 @@ def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_j
 @click.option("--deploy", "deploys", multiple=True, type=click.Path(exists=True), help="Deploy file. May be repeated.")
 @click.option("--group-data", multiple=True, type=click.Path(exists=True), help="As pyinfra's own. May be repeated.")
 @_limit
-@click.option("--exclude", multiple=True, help="Not this group or host pattern. May be repeated.")
+@click.option(
+    "--exclude", multiple=True, help="Not this group or host pattern, such as a balancer that is down. May be repeated."
+)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Nodes at the same time.")
 @click.option(
     "--drain-seconds", default=660, show_default=True, type=click.IntRange(0), help="Longest wait for open answers."

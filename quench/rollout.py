@@ -182,9 +182,14 @@ class Rollout:
         batches = [todo[start : start + size] for start in range(0, len(todo), size)]
         problems = [*self._unknown(todo, seen), *self._drained_by_hand(set(todo) - left, seen)]
         problems += [problem for batch in batches for problem in self._alone(batch, seen)]
+        problems += [Problem(back.host, "balancers", back.what, back.remedy) for back in self._back()]
         if problems:
             raise Refused(problems)
         self._record.begin(self._claim.id)
+        for balancer in self._fleet.without:
+            left_out = "does not answer, and is left out: it is not to come back before this is over"
+            self._reasons.append(f"{balancer}: {left_out}")
+            self._say(Progress(0, len(self._plans), balancer, Step("balancers", 0, ok=True, detail=left_out)))
         for node in sorted(self._others):
             self._reasons.append(f"{node}: was left drained by a rollout before, and is no part of this one")
         return batches
@@ -227,12 +232,14 @@ class Rollout:
         try:
             with self._step(batch, "drain"):
                 self._balancers.hold()
+                self._all_told()
                 self._room(batch)
                 self._mark(batch)
                 self._balancers.set_state(batch, "drain")
             with self._step(batch, "wait"):
                 self._waited = self._wait(batch)
             with self._step(batch, "keep"):
+                self._all_told()
                 for node in batch:
                     self._keep(node)
         except LockLost:
@@ -423,6 +430,17 @@ class Rollout:
                         yield Failure(batch[0], what, remedy)
                 if amiss := uncovered(pool, others, balancer):
                     yield Failure(batch[0], f"not drained: {amiss[0]}", amiss[1])
+
+    def _back(self) -> Iterator[Failure]:
+        """Balancers that were left out and answer: they know of no drain."""
+        for balancer in self._fleet.without:
+            if self._fleet.is_there(balancer):
+                what = "is left out, and answers: it would send requests to a node that is being changed"
+                yield Failure(balancer, what, f"leave --exclude {balancer} out, or switch it off")
+
+    def _all_told(self) -> None:
+        for back in self._back():
+            raise back
 
     def _mark(self, batch: Sequence[str]) -> None:
         for node in batch:

@@ -62,10 +62,13 @@ def prepare(
     problems = offline_problems(plan, inventory)
     if problems:
         raise Refused(problems)
+    without = hosts.named(BALANCERS, exclude)
+    if len(without) == len(hosts.group(BALANCERS)):
+        raise Refused([Problem(inventory, "hosts", "no balancer is left to be told", "correct --exclude")])
     record = fleet_record(inventory, name)
     claim = claimed(record.unfinished or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     change = pyinfra_command(inventory, deploys, group_data)
-    fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder)
+    fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder, without)
     plans = {node: NodePlan(digest(found), models(found)) for node, found in plan.items()}
     return Rollout(fleet, record, plans, claim, options, say=say)
 

@@ -62,6 +62,13 @@ class Fleet(Protocol):
     def balancers(self) -> Sequence[str]:
         """Names of the balancers."""
 
+    @property
+    def without(self) -> Sequence[str]:
+        """Names of balancers that are left out: they are told nothing."""
+
+    def is_there(self, balancer: str) -> bool:
+        """Whether a balancer that is left out is there all the same, and may be sending requests."""
+
     def servers(self, balancer: str) -> list[Server]:
         """All nodes in all pools."""
 

@@ -71,6 +71,24 @@ def test_nodes_can_be_chosen(fleet) -> None:
     assert list(close(rollout(fleet(), exclude=["node2*"]))._plans) == [NODES[0], *NODES[2:]]
 
 
+def test_a_balancer_is_left_out_if_it_is_excluded_by_its_name_and_not_if_it_is_not_chosen(
+    fleet, tmp_path: Path
+) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(Path(fleet()).read_text() + 'balancers += [("lb2.example.org", {})]\n')
+    made = close(rollout(str(path), exclude=["lb2*", "node1*"]))
+    assert (made._fleet.balancers, made._fleet.without) == (["lb1.example.org"], ["lb2.example.org"])
+    assert list(made._plans) == NODES[1:]
+    again = tmp_path / "again.py"  # pyinfra reads a path once
+    again.write_text(path.read_text())
+    assert close(rollout(str(again), limit=["node2*", "lb1*"]))._fleet.without == []
+
+
+def test_a_rollout_without_any_balancer_is_refused(fleet) -> None:
+    with pytest.raises(Refused, match="no balancer is left to be told; correct --exclude"):
+        rollout(fleet(), exclude=["balancers"])
+
+
 def test_the_hash_of_a_plan_is_the_same_for_the_same_settings_and_another_for_others(fleet) -> None:
     first = close(rollout(fleet()))._plans
     assert close(rollout(fleet()))._plans == first

@@ -24,7 +24,7 @@ class FakeFleet:
     """Two balancers, each with a pool for each model. `fails` has what goes wrong, by `what host`."""
 
     def __init__(self, nodes=("node1", "node2", "node3"), pools=("pool_llama",)):
-        self.balancers = ["lb1", "lb2"]
+        self.balancers, self.without = ["lb1", "lb2"], []
         self.table = {
             (balancer, pool, node): Server(pool, node, *WORKING, address=f"{node}:443")
             for balancer in self.balancers for pool in pools for node in nodes
@@ -33,6 +33,8 @@ class FakeFleet:
         self.locks, self.marks = {}, {}
         self.kept, self.release = {}, dict.fromkeys(nodes, "old")
         self.dead, self.cures, self.open = set(), True, set()
+        # Balancers that are left out, and how often each is asked before it is back.
+        self.back = {}
         # Whether a node that came back gets its share bit by bit.
         self.slowly = {}
         # Of a node that is drained: how often it is asked after until its answers are over.
@@ -60,6 +62,11 @@ class FakeFleet:
         for key, server in self.table.items():
             if key[2] == node:
                 self.table[key] = replace(server, **changes)
+
+    def is_there(self, balancer):
+        self.did("is there", balancer)
+        self.back[balancer] = self.back.get(balancer, 1000) - 1
+        return self.back[balancer] <= 0
 
     def states(self):
         return {(balancer, node): server.status for (balancer, _, node), server in self.table.items()}
@@ -599,6 +606,36 @@ def test_a_balancer_that_does_not_answer_is_refused(world):
     world.fleet.dead = {"lb2"}
     assert refusal(world) == ["lb2: lock: does not answer; look at it"]
     assert world.fleet.locks == {}
+
+
+def test_a_balancer_that_is_down_can_be_left_out_and_that_is_said(world):
+    world.fleet.balancers, world.fleet.without, world.fleet.dead = ["lb1"], ["lb2"], {"lb2"}
+    world.fleet.is_there = lambda balancer: False
+    result = world.run()
+    assert (result.code, outcomes(result)) == (0, dict.fromkeys(PLANS, "done"))
+    line = "does not answer, and is left out: it is not to come back before this is over"
+    assert result.reasons == [f"lb2: {line}"]
+    assert (world.said[0].node, world.said[0].step.detail) == ("lb2", line)
+    assert not [call for call in world.fleet.calls if call.endswith("lb2")]
+
+
+def test_a_balancer_that_answers_is_not_left_out(world):
+    world.fleet.balancers, world.fleet.without, world.fleet.back = ["lb1"], ["lb2"], {"lb2": 1}
+    assert refusal(world) == [
+        "lb2: balancers: is left out, and answers: it would send requests to a node that is being changed; leave "
+        "--exclude lb2 out, or switch it off"
+    ]
+    assert world.fleet.locks == {}
+
+
+@pytest.mark.parametrize(("asked", "step"), [(2, "drain"), (3, "keep")])
+def test_a_balancer_that_is_back_stops_it_before_a_node_is_changed(world, asked, step):
+    world.fleet.balancers, world.fleet.without, world.fleet.back = ["lb1"], ["lb2"], {"lb2": asked}
+    result = world.run()
+    assert (result.code, result.nodes["node1"].outcome) == (1, "untouched")
+    assert result.reasons[-1].startswith(f"lb2: {step}: is left out, and answers")
+    assert world.fleet.states()["lb1", "node1"] == "UP"
+    assert "change node1" not in world.fleet.calls
 
 
 def test_a_node_is_not_drained_while_another_is_down(world):

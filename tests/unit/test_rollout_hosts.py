@@ -3,18 +3,22 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from pyinfra.api import Inventory
+from pyinfra.api.exceptions import ConnectError
 
+from quench import rollout_hosts
 from quench.files import CHECKOUT
 from quench.haproxy import Server
 from quench.problems import Refused
 from quench.rollout_fleet import Failure, Kept
-from quench.rollout_hosts import Prompt, SshFleet, load_prompts, natural, pyinfra_command, reason, ssh_config
+from quench.rollout_hosts import Hosts, Prompt, SshFleet, load_prompts, natural, pyinfra_command, reason, ssh_config
 from quench.rollout_record import Claim
 
 CLAIM = Claim("r1", "anna", "desk", "2026-11-20T10:00:00Z")
@@ -71,6 +75,45 @@ def test_a_socket_that_may_not_drain_is_a_failure(fleet):
     made, _ = fleet(socat=["Permission denied", ""])
     with pytest.raises(Failure, match="does not set drain: Permission denied; the admin socket must have the level"):
         made.set_state("lb1", [NODE], "drain")
+
+
+class GroupOfTwo(FakeHosts):
+    def group(self, name):
+        return ["lb1", "lb2"]
+
+    def is_there(self, name, port):
+        self.asked.append((name, port))
+        return True
+
+
+def test_a_balancer_that_is_left_out_is_none_of_the_fleet_and_is_asked_at_both_its_ports(tmp_path):
+    hosts = GroupOfTwo()
+    made = SshFleet(hosts, [], [], None, tmp_path, without=["lb2"])
+    assert (made.balancers, made.without) == (["lb1"], ["lb2"])
+    assert made.is_there("lb2")
+    assert hosts.asked == [("lb2", 443)]
+
+
+@pytest.mark.parametrize("there", ["ssh", "haproxy", "jump host", "nothing"])
+def test_a_host_answers_if_anything_is_there(monkeypatch, there):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as ssh,
+        socket.create_server(("127.0.0.1", 0)) as haproxy,
+    ):
+        ports = {"ssh": ssh.getsockname()[1], "haproxy": haproxy.getsockname()[1]}
+        for name, one in (("ssh", ssh), ("haproxy", haproxy)):
+            if name != there:
+                one.close()
+        data = {"ssh_hostname": "127.0.0.1", "ssh_port": ports["ssh"]}
+        hosts = Hosts(Inventory(([("lb2", data)], {})))
+
+        def connect(host):
+            assert host.name == "lb2"
+            if there != "jump host":
+                raise ConnectError("nobody is there")
+
+        monkeypatch.setattr(rollout_hosts, "connect_once", connect)
+        assert hosts.is_there("lb2", ports["haproxy"]) is (there != "nothing")
 
 
 def test_an_answer_that_is_no_table_is_a_failure_of_the_balancer(fleet):
