@@ -162,7 +162,7 @@ def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_j
     help="YAML file of prompts and the answers that they must get.",
 )
 @click.option("--host-checks", is_flag=True, help="Run tests/host against each node as well.")
-@click.option("--name", help="Under which the state is kept. Unset: the inventory's file name.")
+@click.option("--name", help="Under which the state is kept. Unset: the inventory's, by its file name and where it is.")
 @click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
 @in_order()
@@ -255,7 +255,7 @@ def _terminal() -> bool:
 @click.option("--last", is_flag=True, help="Though nobody is left to answer for a model.")
 @click.option("--unreachable", is_flag=True, help="It is dead: tell the balancers alone. Nothing on it is wiped.")
 @click.option("--yes", is_flag=True, help="Do not ask for the node's name.")
-@click.option("--name", help="Under which the fleet's rollouts are kept. Unset: the inventory's file name.")
+@click.option("--name", help="As for rollout: under which the fleet's state is kept.")
 @click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
 @in_order()

@@ -38,10 +38,22 @@ _ROOM = 30.0
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node is to get: a hash of all that, and the models that it will serve."""
+    """What a node is to get.
+
+    Args:
+        hash: of all that, but for the values of secrets, so that everybody may see it.
+        models: those that it will serve.
+        secrets: a hash of the values, for this machine's record alone.
+    """
 
     hash: str
     models: tuple[str, ...]
+    secrets: str = ""
+
+    @property
+    def whole(self) -> str:
+        """What tells it from a plan with other values of its secrets."""
+        return f"{self.hash} {self.secrets}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ class Rollout:
         self._others = (marked - left) & known
         untouched = {node for node, step in self._record.work.items() if step in ("drain", "wait", "keep")}
         self._changed = left - untouched
-        done = {node for node, plan in self._plans.items() if self._record.done.get(node) == plan.hash} - left
+        done = {node for node, plan in self._plans.items() if self._record.done.get(node) == plan.whole} - left
         todo = [node for node in self._plans if node in left]
         todo += [node for node in self._plans if node not in left | done]
         for node in done:
@@ -389,7 +401,7 @@ class Rollout:
     def _leave(self, node: str, outcome: str) -> None:
         """A node serves again, and is no longer this rollout's."""
         result = self._results[node]
-        self._record.leave(node, plan=result.plan_after if outcome == "done" else None)
+        self._record.leave(node, plan=self._plans[node].whole if outcome == "done" else None)
         result.outcome = outcome
         self._changed.discard(node)
         with suppress(Failure):  # at worst the next rollout begins with this node

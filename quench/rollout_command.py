@@ -69,7 +69,7 @@ def prepare(
     claim = claimed(record.unfinished or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     change = pyinfra_command(inventory, deploys, group_data)
     fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder, without)
-    plans = {node: NodePlan(digest(found), models(found)) for node, found in plan.items()}
+    plans = {node: NodePlan(digest(found), models(found), sealed(found, record.salt)) for node, found in plan.items()}
     return Rollout(fleet, record, plans, claim, options, say=say)
 
 
@@ -87,8 +87,13 @@ def fleet_hosts(inventory: str, group_data: Sequence[str], remedy: str) -> Hosts
 
 
 def fleet_record(inventory: str, name: str | None) -> Record:
-    """What the controller remembers of a fleet, which has the name of its inventory if it has no other."""
-    return Record(state_folder(), _file_name(name or Path(inventory).stem))
+    """What the controller remembers of a fleet, which has the name of its inventory if it has no other.
+
+    An inventory of the same name in another folder is another fleet.
+    """
+    path = Path(inventory).resolve()
+    own = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return Record(state_folder(), _file_name(name or own))
 
 
 def claimed(name: str) -> Claim:
@@ -98,8 +103,19 @@ def claimed(name: str) -> Claim:
 
 
 def digest(plan: HostPlan) -> str:
-    """A hash of what a node is to get. A secret counts by its reference."""
+    """A hash of what a node is to get. A secret counts by its reference: logs and journals have this hash."""
     return hashlib.sha256("\n".join([manifest(plan), *plan.operations]).encode()).hexdigest()
+
+
+def sealed(plan: HostPlan, salt: bytes) -> str:
+    """A hash of the values of a node's secrets; empty if it has none.
+
+    It takes its time and memory (RFC 7914), so that nobody who finds it can try values: a secret may be a short one.
+    """
+    values = [f"{file.dest} {file.sha256()}" for file in plan.files if file.secrets]
+    if not values:
+        return ""
+    return hashlib.scrypt("\n".join(sorted(values)).encode(), salt=salt, n=2**14, r=8, p=1, dklen=32).hex()
 
 
 def models(plan: HostPlan) -> tuple[str, ...]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from quench import secrets
 from quench.cli import main
 from quench.plan import load_inventory, make_plan
 from quench.problems import Refused
 from quench.rollout import Options, Rollout
-from quench.rollout_command import digest, models, prepare
+from quench.rollout_command import digest, fleet_record, models, prepare
 
 EXAMPLE, DEPLOY = "inventories/example.py", "deploys/inference.py"
 NODES = [f"node{number}.example.org" for number in (1, 2, 3, 4)]
@@ -90,8 +92,8 @@ def test_a_rollout_without_any_balancer_is_refused(fleet) -> None:
 
 
 def test_the_hash_of_a_plan_is_the_same_for_the_same_settings_and_another_for_others(fleet) -> None:
-    first = close(rollout(fleet()))._plans
-    assert close(rollout(fleet()))._plans == first
+    first, again = close(rollout(fleet()))._plans, close(rollout(fleet()))._plans
+    assert [plan.hash for plan in again.values()] == [plan.hash for plan in first.values()]
     other = close(rollout(fleet(changes={NODES[1]: {"nginx_answer_seconds": 77}})))._plans
     assert [node for node in NODES if other[node].hash != first[node].hash] == [NODES[1]]
 
@@ -100,6 +102,43 @@ def test_the_hash_and_the_models_come_from_the_plan_that_is_rendered(fleet) -> N
     plan = make_plan(load_inventory(EXAMPLE), [DEPLOY])[NODES[0]]
     assert len(digest(plan)) == 64
     assert models(plan) == ("llama-3.3-70b",)
+
+
+def test_a_secret_that_changes_is_a_change_and_neither_hash_tells_it(
+    fleet, example_secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "hf_first")
+    changes = {NODES[1]: {"vllm_hf_token": "env:TOKEN"}}
+    first = close(rollout(fleet(changes=changes), name="prod"))._plans
+    # The record is written when a rollout begins.
+    record = fleet_record("prod.py", "prod")
+    record.begin("r1")
+    record.close()
+    again = close(rollout(fleet(changes=changes), name="prod"))._plans
+    monkeypatch.setenv("TOKEN", "hf_second")
+    secrets._resolve.cache_clear()
+    other = close(rollout(fleet(changes=changes), name="prod"))._plans
+    assert [plan.hash for plan in other.values()] == [plan.hash for plan in again.values()]
+    assert [node for node in NODES if other[node].whole != again[node].whole] == [NODES[1]]
+    # Salted: the same values under another salt.
+    assert first[NODES[1]].secrets != again[NODES[1]].secrets
+    assert hashlib.sha256(b"hf_second").hexdigest() not in other[NODES[1]].secrets
+
+
+def test_two_inventories_of_one_name_are_two_fleets(fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "elsewhere" / "prod.py"
+    path.parent.mkdir()
+    path.write_text(Path(fleet()).read_text())
+    record, other = fleet_record(str(path), None), fleet_record(str(tmp_path / "prod.py"), None)
+    assert record.folder.parent == other.folder.parent
+    assert record.folder != other.folder
+    assert record.folder.name.startswith("prod-")
+    record.close()
+    other.close()
+    monkeypatch.chdir(path.parent)
+    same = fleet_record("prod.py", None)
+    assert same.folder == record.folder
+    same.close()
 
 
 def test_an_inventory_without_balancers_is_refused_with_the_alternative(fleet) -> None:

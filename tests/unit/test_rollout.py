@@ -484,6 +484,37 @@ def test_a_node_that_was_done_is_brought_anew_when_it_is_to_get_something_else(w
     assert outcomes(world.run()) == dict.fromkeys(PLANS, "done")
 
 
+def test_a_node_that_was_done_is_brought_anew_when_a_secret_of_it_has_changed(world):
+    world.plans = {node: replace(plan, secrets="sealed") for node, plan in PLANS.items()}
+    world.fleet.fails = {"change node2": broken()}
+    world.run()
+    world.fleet.fails.clear()
+    world.plans["node1"] = replace(world.plans["node1"], secrets="sealed anew")
+    world.fleet.fails = {"change node3": broken()}
+    assert outcomes(world.run()) == {"node1": "done", "node2": "done", "node3": "restored"}
+    world.fleet.fails.clear()
+    assert outcomes(world.run()) == {"node1": "skipped", "node2": "skipped", "node3": "done"}
+    # Others see the hash without secrets alone.
+    assert "sealed" not in (world.folder / "prod.log").read_text()
+    assert not [text for _, text in world.fleet.journal if "sealed" in text]
+
+
+def test_a_record_keeps_its_salt(world):
+    salts = set()
+    for _ in range(2):
+        record = Record(world.folder, "prod")
+        salts.add(record.salt)
+        record.close()
+        world.run()
+    record = Record(world.folder, "prod")
+    other = Record(world.folder, "other")
+    assert len({*salts, record.salt}) == 2, "the first was never written"
+    assert other.salt != record.salt
+    assert len(record.salt) == 16
+    record.close()
+    other.close()
+
+
 def test_a_rollout_that_is_through_starts_anew(world):
     world.run()
     world.claim = replace(CLAIM, id="r2")
