@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from quench.rollout_hosts import (
 )
 from quench.rollout_record import Claim, Record
 
+# What tests/host is run with. Who only runs Quench has none of it: requirements/runtime.txt.
+_CHECKERS = ("pytest", "testinfra", "pytest_timeout")
+
 
 def prepare(
     inventory: str,
@@ -52,6 +56,10 @@ def prepare(
         Refused: with all that is wrong with the inventory, the choice of nodes or the prompts.
     """
     asked = load_prompts(prompts) if prompts else []
+    if host_checks and (missing := [name for name in _CHECKERS if find_spec(name) is None]):
+        what = f"{' and '.join(missing)} cannot be imported here, and the host checks need it"
+        remedy = "pip install --require-hashes -r requirements/dev.txt, or leave --host-checks out"
+        raise Refused([Problem("this machine", "host checks", what, remedy)])
     remedy = "a rollout is for nodes behind balancers; bring a single node into place with pyinfra itself"
     hosts = fleet_hosts(inventory, group_data, remedy)
     # Loaded again: a plan leaves its hosts with a connector that reaches none.

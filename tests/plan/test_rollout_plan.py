@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from quench import secrets
+from quench import rollout_command, secrets
 from quench.cli import main
 from quench.plan import load_inventory, make_plan
 from quench.problems import Refused
@@ -154,6 +155,23 @@ def test_a_mistake_in_the_inventory_is_refused_before_any_host_is_asked(fleet) -
 def test_no_node_is_refused(fleet) -> None:
     with pytest.raises(Refused, match="no host is chosen"):
         rollout(fleet(), limit=["lb1*"])
+
+
+@pytest.mark.parametrize("gone", ["pytest", "testinfra", "pytest_timeout"])
+def test_host_checks_are_refused_before_anything_where_they_cannot_run(
+    fleet, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    found = rollout_command.find_spec
+    monkeypatch.setattr(rollout_command, "find_spec", lambda name: None if name == gone else found(name))
+    with pytest.raises(
+        Refused, match=rf"this machine: host checks: {gone} cannot be imported here.*requirements/dev\.txt"
+    ):
+        rollout(fleet(), host_checks=True)
+    close(rollout(fleet()))
+
+
+def test_host_checks_run_with_the_python_of_the_command(fleet) -> None:
+    assert close(rollout(fleet(), host_checks=True))._fleet._checks[:3] == [sys.executable, "-m", "pytest"]
 
 
 def test_a_name_that_leads_elsewhere_is_refused(fleet) -> None:
