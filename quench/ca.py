@@ -53,7 +53,14 @@ def issue(folder: Path, names: Sequence[str], *, days: int = 90, client: bool = 
         names: at least one. Clients look at these alone, not at the common name (RFC 9525).
         days: validity, from an hour ago, so that a clock that is a little slow accepts it.
         client: a certificate for a client instead, such as a monitoring server.
+
+    Raises:
+        ValueError: for a first name whose files would be those of the CA, or in another folder.
+        OSError: if the folder has no CA that can be read.
     """
+    # Not every file system tells CA from ca.
+    if names[0].casefold() == "ca" or Path(names[0]).name != names[0]:
+        raise ValueError(f"{names[0]!r} cannot be the first name: its files would not be its own")
     ca = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
     ca_key = load_pem_private_key((folder / KEY).read_bytes(), password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)

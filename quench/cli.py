@@ -146,7 +146,9 @@ def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_j
 @click.option("--deploy", "deploys", multiple=True, type=click.Path(exists=True), help="Deploy file. May be repeated.")
 @click.option("--group-data", multiple=True, type=click.Path(exists=True), help="As pyinfra's own. May be repeated.")
 @_limit
-@click.option("--exclude", multiple=True, help="Not this group or host pattern. May be repeated.")
+@click.option(
+    "--exclude", multiple=True, help="Not this group or host pattern, such as a balancer that is down. May be repeated."
+)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Nodes at the same time.")
 @click.option(
     "--drain-seconds", default=660, show_default=True, type=click.IntRange(0), help="Longest wait for open answers."
@@ -160,7 +162,7 @@ def flows(inventory: str, deploys: tuple[str, ...], limit: tuple[str, ...], as_j
     help="YAML file of prompts and the answers that they must get.",
 )
 @click.option("--host-checks", is_flag=True, help="Run tests/host against each node as well.")
-@click.option("--name", help="Under which the state is kept. Unset: the inventory's file name.")
+@click.option("--name", help="Under which the state is kept. Unset: the inventory's, by its file name and where it is.")
 @click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
 @in_order()
@@ -253,7 +255,7 @@ def _terminal() -> bool:
 @click.option("--last", is_flag=True, help="Though nobody is left to answer for a model.")
 @click.option("--unreachable", is_flag=True, help="It is dead: tell the balancers alone. Nothing on it is wiped.")
 @click.option("--yes", is_flag=True, help="Do not ask for the node's name.")
-@click.option("--name", help="Under which the fleet's rollouts are kept. Unset: the inventory's file name.")
+@click.option("--name", help="As for rollout: under which the fleet's state is kept.")
 @click.option("--take-over", default="", metavar="ID", help="Take the lock of this rollout, which is dead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end; progress goes to stderr.")
 @in_order()
@@ -364,7 +366,13 @@ def ca_create(folder: Path, name: str) -> None:
 @click.option("--client", is_flag=True, help="For a client, such as a monitoring server, instead of a server.")
 def ca_issue(folder: Path, names: tuple[str, ...], days: int, client: bool) -> None:
     """Issue a server certificate for DNS names and addresses."""
-    certificate, private_key = ca.issue(folder, names, days=days, client=client)
+    try:
+        certificate, private_key = ca.issue(folder, names, days=days, client=client)
+    except FileNotFoundError as error:
+        what = f"{error.filename}: no such file; bring it there, or make a CA: quench ca create {folder}"
+        raise click.ClickException(what) from None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
     click.echo(f"{certificate}, {private_key}")
 
 

@@ -18,7 +18,18 @@ from cryptography import x509
 
 from quench.haproxy import Server
 from quench.problems import Problem, Refused
-from quench.rollout_fleet import INTERRUPTED, Balancers, Failure, Fleet, LockLost, Progress, Step, cut_off, entry, timed
+from quench.rollout_fleet import (
+    INTERRUPTED,
+    Balancers,
+    Failure,
+    Fleet,
+    LockLost,
+    Progress,
+    Step,
+    entry,
+    timed,
+    uncovered,
+)
 from quench.rollout_record import Claim, Record
 
 # Where the engines have their weights, and all that they write.
@@ -267,9 +278,8 @@ class Decommission:
             if not others:
                 what = f"is the only node of {server.pool} at {balancer}: nobody would be left to answer"
                 yield Problem(name, "balancers", what, "add a node to the pool; if this is what you want: --last")
-            elif not any(other.up for other in others):
-                what = f"no other node of {server.pool} is up at {balancer}"
-                yield Problem(name, "balancers", what, "bring one of them back first; if this is what you want: --last")
+            elif amiss := uncovered(server.pool, others, balancer):
+                yield Problem(name, "balancers", amiss[0], f"{amiss[1]}; if this is what you want: --last")
 
     def _at_the_node(self) -> Iterator[Problem]:
         try:
@@ -324,8 +334,9 @@ class Decommission:
                 self._served = {(balancer, server.pool) for balancer, server in places if not server.away}
                 self._balancers.set_state([name], "drain", lambda balancer, server: not server.away)
             with self._step("wait") as step:
-                self._result.cut = self._balancers.wait([name], self._options.drain_seconds)[name]
-                step.detail = cut_off(self._result.cut, self._options.drain_seconds) if self._result.cut else ""
+                waited = self._balancers.wait([name], self._options.drain_seconds)
+                self._result.cut = waited.cut[name]
+                step.detail = waited.told(name, self._options.drain_seconds)
             with self._step("maintenance"):
                 self._balancers.hold()
                 self._balancers.set_state([name], "maint", lambda balancer, server: not _closed(server))

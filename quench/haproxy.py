@@ -28,6 +28,7 @@ class Server:
         check: result of the last health check, such as L7OK. Empty: there are no checks.
         in_flight: requests that it works on.
         waiting: requests that wait for it alone.
+        weight: its share of the requests; of one that has come up a moment ago, as far as that has grown by now.
         address: ADDRESS:PORT.
     """
 
@@ -37,12 +38,18 @@ class Server:
     check: str = ""
     in_flight: int = 0
     waiting: int = 0
+    weight: int = 1
     address: str = ""
 
     @property
     def up(self) -> bool:
         """Whether it gets new requests, and nothing speaks against that."""
         return self.status == "UP"
+
+    @property
+    def covers(self) -> bool:
+        """Whether others can do without theirs: one of weight 0 is up, and gets nothing."""
+        return self.up and self.weight > 0
 
     @property
     def away(self) -> bool:
@@ -77,6 +84,7 @@ def servers(lines: Iterable[str]) -> list[Server]:
             check=row["check_status"].removeprefix("* "),
             in_flight=int(row["scur"] or 0),
             waiting=int(row["qcur"] or 0),
+            weight=int(row["weight"] or 0),
             address=row["addr"],
         )
         for row in rows

@@ -24,6 +24,12 @@ DEPLOY = "deploys/keys.py"
 # Days: what a key lives if nothing is said, and when its end is near.
 _LIFE = 365
 _NEAR = 30
+# Seconds after which a push says what it may wait for.
+_SOON = 15
+_WAITING = (
+    "this takes longer than usual: a balancer that was reloaded a moment ago is waited for, until the connections that "
+    "it has from before, with the former keyring, are closed; all others have the new one"
+)
 # Hex digits of a hash that people compare.
 _SHORT = 8
 _HEADER = ("CLIENT", "KEY", "HASH", "EXPIRES", "DAYS", "MODELS", "LIMITS")
@@ -201,11 +207,11 @@ def _push(inventory: str, group_data: tuple[str, ...], exclude: tuple[str, ...])
     words += [word for pattern in exclude for word in ("--exclude", pattern)]
     # A host that fails is no reason to leave a key in force on another.
     words += ["--fail-percent", "100"]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    code, out, err = _patiently(words)
     try:
-        results = json.loads(done.stdout)["results"]
+        results = json.loads(out)["results"]
     except (ValueError, KeyError):
-        return {}, _reasons(done.stderr)
+        return {}, _reasons(err)
     hosts: dict[str, str] = {}
     for operation in results["operations"]:
         for state, told in (("no_change", "unchanged"), ("success", "changed"), ("error", "failed")):
@@ -213,7 +219,19 @@ def _push(inventory: str, group_data: tuple[str, ...], exclude: tuple[str, ...])
                 if hosts.get(name, "unchanged") == "unchanged" or told == "failed":
                     hosts[name] = told
     in_order = dict(sorted(hosts.items(), key=lambda item: natural(item[0])))
-    return in_order, _reasons(done.stderr) if done.returncode else []
+    return in_order, _reasons(err) if code else []
+
+
+def _patiently(words: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and complaints of a command. If it takes long, people are told what it may wait for."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=_SOON)
+        except subprocess.TimeoutExpired:
+            click.echo(_WAITING, err=True)
+            out, err = process.communicate()
+    return process.returncode, out, err
 
 
 def _reasons(text: str) -> list[str]:

@@ -16,6 +16,7 @@ import gevent
 from quench.haproxy import Server
 from quench.problems import Problem, Refused
 from quench.rollout_fleet import (
+    GIVE_WEIGHT,
     INTERRUPTED,
     POLL,
     Balancers,
@@ -24,9 +25,10 @@ from quench.rollout_fleet import (
     LockLost,
     Progress,
     Step,
-    cut_off,
+    Waited,
     entry,
     timed,
+    uncovered,
 )
 from quench.rollout_record import Claim, Record
 
@@ -36,10 +38,22 @@ _ROOM = 30.0
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node is to get: a hash of all that, and the models that it will serve."""
+    """What a node is to get.
+
+    Args:
+        hash: of all that, but for the values of secrets, so that everybody may see it.
+        models: those that it will serve.
+        secrets: a hash of the values, for this machine's record alone.
+    """
 
     hash: str
     models: tuple[str, ...]
+    secrets: str = ""
+
+    @property
+    def whole(self) -> str:
+        """What tells it from a plan with other values of its secrets."""
+        return f"{self.hash} {self.secrets}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,8 @@ class Rollout:
         # Marked by a rollout before, and not this one's to bring back.
         self._others: set[str] = set()
         self._models: dict[str, tuple[str, ...]] = {}
+        # How the wait of the present batch has ended.
+        self._waited = Waited()
 
     def run(self, *, take_over: str = "") -> Result:
         """Bring all nodes through. Once; then the record is closed.
@@ -169,7 +185,7 @@ class Rollout:
         self._others = (marked - left) & known
         untouched = {node for node, step in self._record.work.items() if step in ("drain", "wait", "keep")}
         self._changed = left - untouched
-        done = {node for node, plan in self._plans.items() if self._record.done.get(node) == plan.hash} - left
+        done = {node for node, plan in self._plans.items() if self._record.done.get(node) == plan.whole} - left
         todo = [node for node in self._plans if node in left]
         todo += [node for node in self._plans if node not in left | done]
         for node in done:
@@ -178,9 +194,14 @@ class Rollout:
         batches = [todo[start : start + size] for start in range(0, len(todo), size)]
         problems = [*self._unknown(todo, seen), *self._drained_by_hand(set(todo) - left, seen)]
         problems += [problem for batch in batches for problem in self._alone(batch, seen)]
+        problems += [Problem(back.host, "balancers", back.what, back.remedy) for back in self._back()]
         if problems:
             raise Refused(problems)
         self._record.begin(self._claim.id)
+        for balancer in self._fleet.without:
+            left_out = "does not answer, and is left out: it is not to come back before this is over"
+            self._reasons.append(f"{balancer}: {left_out}")
+            self._say(Progress(0, len(self._plans), balancer, Step("balancers", 0, ok=True, detail=left_out)))
         for node in sorted(self._others):
             self._reasons.append(f"{node}: was left drained by a rollout before, and is no part of this one")
         return batches
@@ -211,6 +232,9 @@ class Rollout:
                 elif names <= set(batch):
                     what = f"a batch would take all {len(names)} nodes of {pool} at {balancer}"
                     yield Problem(batch[0], "batch", what, "make --batch smaller")
+                elif not any(server.weight for server in servers if server.pool == pool and server.name not in batch):
+                    what = f"the other nodes of {pool} have weight 0 at {balancer}: nobody would be left to answer"
+                    yield Problem(batch[0], "balancers", what, GIVE_WEIGHT)
 
     # One batch
 
@@ -220,12 +244,14 @@ class Rollout:
         try:
             with self._step(batch, "drain"):
                 self._balancers.hold()
+                self._all_told()
                 self._room(batch)
                 self._mark(batch)
                 self._balancers.set_state(batch, "drain")
             with self._step(batch, "wait"):
-                self._wait(batch)
+                self._waited = self._wait(batch)
             with self._step(batch, "keep"):
+                self._all_told()
                 for node in batch:
                     self._keep(node)
         except LockLost:
@@ -315,6 +341,9 @@ class Rollout:
 
     def _ready(self, node: str) -> None:
         self._balancers.hold()
+        # HAProxy lets a node begin slowly that comes out of maintenance, and not one that was drained. The first
+        # request comes at once, and not after a check: that it answers has just been verified.
+        self._balancers.set_state([node], "maint")
         self._balancers.set_state([node], "ready")
         deadline = self._clock() + self._options.ready_seconds
         while down := [(balancer, server) for balancer, server in self._balancers.places(node) if not server.up]:
@@ -372,7 +401,7 @@ class Rollout:
     def _leave(self, node: str, outcome: str) -> None:
         """A node serves again, and is no longer this rollout's."""
         result = self._results[node]
-        self._record.leave(node, plan=result.plan_after if outcome == "done" else None)
+        self._record.leave(node, plan=self._plans[node].whole if outcome == "done" else None)
         result.outcome = outcome
         self._changed.discard(node)
         with suppress(Failure):  # at worst the next rollout begins with this node
@@ -411,9 +440,19 @@ class Rollout:
                         what = f"not drained: {server.name} is {server} in {pool} at {balancer}"
                         remedy = f"see to {server.name} first, or set server {pool}/{server.name} state maint"
                         yield Failure(batch[0], what, remedy)
-                if not any(server.up for server in others):
-                    what = f"not drained: no other node of {pool} is up at {balancer}"
-                    yield Failure(batch[0], what, "bring one of them back first")
+                if amiss := uncovered(pool, others, balancer):
+                    yield Failure(batch[0], f"not drained: {amiss[0]}", amiss[1])
+
+    def _back(self) -> Iterator[Failure]:
+        """Balancers that were left out and answer: they know of no drain."""
+        for balancer in self._fleet.without:
+            if self._fleet.is_there(balancer):
+                what = "is left out, and answers: it would send requests to a node that is being changed"
+                yield Failure(balancer, what, f"leave --exclude {balancer} out, or switch it off")
+
+    def _all_told(self) -> None:
+        for back in self._back():
+            raise back
 
     def _mark(self, batch: Sequence[str]) -> None:
         for node in batch:
@@ -421,10 +460,12 @@ class Rollout:
         for balancer in self._fleet.balancers:
             self._fleet.mark(balancer, sorted({*self._record.work, *self._others}))
 
-    def _wait(self, batch: Sequence[str]) -> None:
+    def _wait(self, batch: Sequence[str]) -> Waited:
         """Wait until nothing is in flight. What is cut when the time is over is written down."""
-        for node, cut in self._balancers.wait(batch, self._options.drain_seconds).items():
+        waited = self._balancers.wait(batch, self._options.drain_seconds)
+        for node, cut in waited.cut.items():
             self._results[node].cut += cut
+        return waited
 
     # What is written down
 
@@ -441,8 +482,8 @@ class Rollout:
         for node in nodes:
             result = self._results[node]
             own = Step(step.name, round(step.seconds, 1), step.ok, step.detail)
-            if step.name == "wait" and result.cut and not own.detail:
-                own.detail = cut_off(result.cut, self._options.drain_seconds)
+            if step.name == "wait" and step.ok:
+                own.detail = self._waited.told(node, self._options.drain_seconds)
             result.steps.append(own)
             plans = {"plan_before": result.plan_before, "plan_after": result.plan_after}
             self._record.log(**entry(self._claim, node, own), **plans)

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from quench.rollout_hosts import (
 )
 from quench.rollout_record import Claim, Record
 
+# What tests/host is run with. Who only runs Quench has none of it: requirements/runtime.txt.
+_CHECKERS = ("pytest", "testinfra", "pytest_timeout")
+
 
 def prepare(
     inventory: str,
@@ -52,6 +56,10 @@ def prepare(
         Refused: with all that is wrong with the inventory, the choice of nodes or the prompts.
     """
     asked = load_prompts(prompts) if prompts else []
+    if host_checks and (missing := [name for name in _CHECKERS if find_spec(name) is None]):
+        what = f"{' and '.join(missing)} cannot be imported here, and the host checks need it"
+        remedy = "pip install --require-hashes -r requirements/dev.txt, or leave --host-checks out"
+        raise Refused([Problem("this machine", "host checks", what, remedy)])
     remedy = "a rollout is for nodes behind balancers; bring a single node into place with pyinfra itself"
     hosts = fleet_hosts(inventory, group_data, remedy)
     # Loaded again: a plan leaves its hosts with a connector that reaches none.
@@ -62,11 +70,14 @@ def prepare(
     problems = offline_problems(plan, inventory)
     if problems:
         raise Refused(problems)
+    without = hosts.named(BALANCERS, exclude)
+    if len(without) == len(hosts.group(BALANCERS)):
+        raise Refused([Problem(inventory, "hosts", "no balancer is left to be told", "correct --exclude")])
     record = fleet_record(inventory, name)
     claim = claimed(record.unfinished or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     change = pyinfra_command(inventory, deploys, group_data)
-    fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder)
-    plans = {node: NodePlan(digest(found), models(found)) for node, found in plan.items()}
+    fleet = SshFleet(hosts, change, asked, check_command() if host_checks else None, record.folder, without)
+    plans = {node: NodePlan(digest(found), models(found), sealed(found, record.salt)) for node, found in plan.items()}
     return Rollout(fleet, record, plans, claim, options, say=say)
 
 
@@ -84,8 +95,13 @@ def fleet_hosts(inventory: str, group_data: Sequence[str], remedy: str) -> Hosts
 
 
 def fleet_record(inventory: str, name: str | None) -> Record:
-    """What the controller remembers of a fleet, which has the name of its inventory if it has no other."""
-    return Record(state_folder(), _file_name(name or Path(inventory).stem))
+    """What the controller remembers of a fleet, which has the name of its inventory if it has no other.
+
+    An inventory of the same name in another folder is another fleet.
+    """
+    path = Path(inventory).resolve()
+    own = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return Record(state_folder(), _file_name(name or own))
 
 
 def claimed(name: str) -> Claim:
@@ -95,8 +111,19 @@ def claimed(name: str) -> Claim:
 
 
 def digest(plan: HostPlan) -> str:
-    """A hash of what a node is to get. A secret counts by its reference."""
+    """A hash of what a node is to get. A secret counts by its reference: logs and journals have this hash."""
     return hashlib.sha256("\n".join([manifest(plan), *plan.operations]).encode()).hexdigest()
+
+
+def sealed(plan: HostPlan, salt: bytes) -> str:
+    """A hash of the values of a node's secrets; empty if it has none.
+
+    It takes its time and memory (RFC 7914), so that nobody who finds it can try values: a secret may be a short one.
+    """
+    values = [f"{file.dest} {file.sha256()}" for file in plan.files if file.secrets]
+    if not values:
+        return ""
+    return hashlib.scrypt("\n".join(sorted(values)).encode(), salt=salt, n=2**14, r=8, p=1, dklen=32).hex()
 
 
 def models(plan: HostPlan) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from typing_extensions import override
@@ -19,6 +19,8 @@ from quench.rollout_record import Claim
 POLL = 1.0
 # What is said of a step that Ctrl-C has ended: nobody waits for a journal then.
 INTERRUPTED = "interrupted"
+# What to do if the only nodes that are left get no request.
+GIVE_WEIGHT = "give one of them a weight first: its nginx_weight, and a run of deploys/balancer.py"
 
 
 class Failure(Exception):
@@ -60,11 +62,21 @@ class Fleet(Protocol):
     def balancers(self) -> Sequence[str]:
         """Names of the balancers."""
 
+    @property
+    def without(self) -> Sequence[str]:
+        """Names of balancers that are left out: they are told nothing."""
+
+    def is_there(self, balancer: str) -> bool:
+        """Whether a balancer that is left out is there all the same, and may be sending requests."""
+
     def servers(self, balancer: str) -> list[Server]:
         """All nodes in all pools."""
 
     def set_state(self, balancer: str, servers: Sequence[Server], state: State) -> None:
-        """Drain nodes, close them, or let them have requests again."""
+        """Drain nodes, close them, or let them have requests again: slowly, if they were closed."""
+
+    def former(self, balancer: str) -> int:
+        """Processes of HAProxy from before a reload that finish their answers. A later drain does not reach them."""
 
     def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
         """Take the lock, from the rollout `take_over` if need be. Who has it, if that is somebody else."""
@@ -124,6 +136,31 @@ class Progress:
     total: int
     node: str
     step: Step
+
+
+@dataclass(frozen=True)
+class Waited:
+    """How a wait for answers has ended.
+
+    Args:
+        cut: requests of each node that are still in flight.
+        former: balancers on which a HAProxy from before a reload was waited for.
+        late: those of them on which it still serves.
+    """
+
+    cut: Counter[str] = field(default_factory=Counter[str])
+    former: Sequence[str] = ()
+    late: Sequence[str] = ()
+
+    def told(self, node: str, seconds: float) -> str:
+        """What there is to say of it, for a node that was waited for so long."""
+        said = [cut_off(self.cut[node], seconds)] if self.cut[node] else []
+        if self.late:
+            who = f"the HAProxy from before a reload of {', '.join(self.late)}"
+            said.append(f"{who} still serves after {seconds:.0f} s, and what it has in flight will be cut")
+        elif self.former:
+            said.append(f"waited for the HAProxy from before a reload of {', '.join(self.former)}")
+        return "; ".join(said)
 
 
 class Balancers:
@@ -205,19 +242,27 @@ class Balancers:
         if failures:
             raise failures[0]
 
-    def wait(self, nodes: Sequence[str], seconds: float) -> Counter[str]:
-        """Wait until nothing is in flight. How many requests of each node still are when the time is over."""
+    def wait(self, nodes: Sequence[str], seconds: float) -> Waited:
+        """Wait until nothing is in flight, or the time is over.
+
+        A HAProxy from before a reload tells nobody what it has in flight, and may still send requests: it has to end.
+        """
+        former: dict[str, None] = {}
         deadline = self._clock() + seconds
         while True:
             places = [server for node in nodes for _, server in self.places(node)]
             busy = [server for server in places if server.in_flight or server.waiting]
-            if not busy or self._clock() >= deadline:
+            over = self._clock() >= deadline
+            # Asked for when there is nothing else to wait for.
+            late = [one for one in self._fleet.balancers if (over or not busy) and self._fleet.former(one)]
+            former |= dict.fromkeys(late)
+            if over or not (busy or late):
                 break
             self._sleep(POLL)
         left = Counter[str]()
         for server in busy:
             left[server.name] += server.in_flight + server.waiting
-        return left
+        return Waited(left, list(former), late)
 
     def places(self, node: str) -> Iterator[tuple[str, Server]]:
         """Each balancer, with what it has of a node.
@@ -247,6 +292,16 @@ def timed(name: str, clock: Callable[[], float], over: Callable[[Step], None]) -
         raise
     step.seconds = clock() - start
     over(step)
+
+
+def uncovered(pool: str, others: Sequence[Server], balancer: str) -> tuple[str, str] | None:
+    """Why the other nodes of a pool cannot answer in the place of one, and what to do; None: they can."""
+    if any(server.covers for server in others):
+        return None
+    if any(server.up for server in others):
+        what = f"the other nodes of {pool} that are up have weight 0 at {balancer}, and get no request"
+        return what, GIVE_WEIGHT
+    return f"no other node of {pool} is up at {balancer}", "bring one of them back first"
 
 
 def cut_off(requests: int, seconds: float) -> str:

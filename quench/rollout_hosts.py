@@ -9,10 +9,12 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,12 @@ _SOCKET = "/run/haproxy/admin.sock"
 _KEEP_STATE = "/usr/local/lib/quench/haproxy-server-state"
 _CERTIFICATE = "/etc/haproxy/quench/node.crt"
 _AUTHORITY = "/etc/haproxy/quench/nodes-ca.crt"
+# Children of the main process beside the one that answers at the socket.
+_FORMER = (
+    "main=$(systemctl show --property MainPID --value haproxy.service); "
+    f"now=$(echo 'show info' | socat -t 5 - {_SOCKET} | sed -n 's/^Pid: //p'); "
+    'grep -lx "PPid:.$main" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3 | grep -cvx "$now"; true'
+)
 _MARKS = f"{STATE_DIRECTORY}/rollout.drained"
 _ASK = Path(__file__).parent / "remote" / "ask_model.sh"
 
@@ -52,7 +60,8 @@ _REQUESTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/v1/completions", {"prompt": "Say yes.", "max_tokens": 4}),
     ("/v1/embeddings", {"input": "yes"}),
 )
-# Seconds: a command that answers at once, one that works on files and starts units, an answer of a model.
+# Seconds: a connection, a command that answers at once, one that works on files and starts units, an answer of a model.
+_KNOCK = 3
 _PATIENCE = 30
 _WORK = 3600
 _ANSWER = 120
@@ -123,6 +132,30 @@ class Hosts:
             return []
         return sorted((host.name for host in hosts), key=natural)
 
+    def named(self, name: str, patterns: Sequence[str]) -> list[str]:
+        """Names of the hosts of a group that patterns mean, as pyinfra's --exclude has them."""
+        # Imported where it is needed: pyinfra_cli patches the standard library for gevent as it is imported.
+        from pyinfra_cli.cli import _apply_inventory_exclude
+
+        hosts = list(self._inventory.get_group(name))
+        others = _apply_inventory_exclude(self._inventory, hosts, patterns) or []
+        return sorted((host.name for host in hosts if host not in others), key=natural)
+
+    def is_there(self, name: str, port: int) -> bool:
+        """Whether anything is there: sshd, whomever it lets in, or somebody at a port."""
+        host = self._host(name)
+        address = host.data.get("ssh_hostname") or name
+        for one in (int(host.data.get("ssh_port") or 22), port):
+            with suppress(OSError):
+                socket.create_connection((address, one), timeout=_KNOCK).close()
+                return True
+        # Behind a jump host it has no address for this machine.
+        try:
+            connect_once(host)
+        except Exception:  # whatever keeps the controller out
+            return False
+        return True
+
     def data(self, name: str) -> Mapping[str, Any]:
         """What the inventory says of a host."""
         return dict(self._host(name).data.dict())
@@ -182,13 +215,25 @@ class SshFleet:
         prompts: questions to which the answers are known.
         checks: command line of the host checks; None: they are not run.
         logs: folder for what these commands print.
+        without: balancers that are left out.
     """
 
     def __init__(
-        self, hosts: Hosts, change: Sequence[str], prompts: Sequence[Prompt], checks: Sequence[str] | None, logs: Path
+        self,
+        hosts: Hosts,
+        change: Sequence[str],
+        prompts: Sequence[Prompt],
+        checks: Sequence[str] | None,
+        logs: Path,
+        without: Sequence[str] = (),
     ) -> None:
         self._hosts, self._change, self._prompts, self._checks, self._logs = hosts, change, prompts, checks, logs
-        self.balancers = hosts.group(BALANCERS)
+        self.balancers = [name for name in hosts.group(BALANCERS) if name not in without]
+        self.without = without
+
+    def is_there(self, balancer: str) -> bool:
+        """Whether anything is there: sshd, or HAProxy at its port for clients."""
+        return self._hosts.is_there(balancer, int(self._hosts.data(balancer).get("haproxy_port") or 443))
 
     def servers(self, balancer: str) -> list[haproxy.Server]:
         """All nodes in all pools."""
@@ -208,6 +253,10 @@ class SshFleet:
         self._hosts.root(
             balancer, f"[ ! -x {_KEEP_STATE} ] || setpriv --reuid=haproxy --regid=haproxy --clear-groups {_KEEP_STATE}"
         )
+
+    def former(self, balancer: str) -> int:
+        """Processes of HAProxy from before a reload that finish their answers."""
+        return int(self._hosts.root(balancer, _FORMER)[0])
 
     def lock(self, balancer: str, claim: Claim, take_over: str) -> Claim | None:
         """Take the lock. Who has it, if that is somebody else."""
@@ -349,7 +398,11 @@ class SshFleet:
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
             # In a session of its own: the terminal's Ctrl-C is for this process, which then asks it to end.
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                [*_until_the_end_of_this(), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 code = process.wait()
@@ -363,6 +416,18 @@ class SshFleet:
                 raise
         if code != 0:
             raise Failure(nodes[0], f"{what} ended with {code}: {reason(log, nodes)}", f"see {log}")
+
+
+def _until_the_end_of_this() -> list[str]:
+    """What a command begins with that the kernel is to kill if this process is killed, where it can: prctl(2) of Linux.
+
+    A pyinfra that went on alone could restart a node that somebody has brought back by then.
+    """
+    program = shutil.which("setpriv")
+    if program is None:
+        return []
+    known = subprocess.run([program, "--help"], capture_output=True, text=True, check=False).stdout
+    return [program, "--pdeathsig", "KILL", "--"] if "--pdeathsig" in known else []
 
 
 def reason(log: Path, nodes: Sequence[str]) -> str:

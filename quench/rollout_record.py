@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class Claim:
 class _Content:
     id: str = ""
     finished: bool = True
-    # The plan's hash of each node that is done, and the step of each that is in work.
+    # What secrets are hashed with, so that no hash of theirs is that of another machine, or of another fleet.
+    salt: str = field(default_factory=lambda: secrets.token_hex(16))
+    # The plan of each node that is done, as hashes, and the step of each that is in work.
     done: dict[str, str] = field(default_factory=dict)
     work: dict[str, str] = field(default_factory=dict)
 
@@ -91,8 +94,13 @@ class Record:
 
     @property
     def done(self) -> dict[str, str]:
-        """The plan's hash of each node that is done, in a rollout that is unfinished."""
+        """The plan of each node that is done, as hashes, in a rollout that is unfinished."""
         return {} if self._content.finished else dict(self._content.done)
+
+    @property
+    def salt(self) -> bytes:
+        """What secrets are hashed with. It stays the same from rollout to rollout."""
+        return bytes.fromhex(self._content.salt)
 
     @property
     def work(self) -> dict[str, str]:
@@ -102,7 +110,7 @@ class Record:
     def begin(self, rollout: str) -> None:
         """Start a rollout, or go on with the one of this id."""
         if self.unfinished != rollout:
-            self._content = _Content(rollout)
+            self._content = _Content(rollout, salt=self._content.salt)
         self._content.finished = False
         self._save()
 
@@ -113,7 +121,7 @@ class Record:
         self._save()
 
     def leave(self, node: str, *, plan: str | None = None) -> None:
-        """A node serves again. plan: the hash of its new release; None: it has its former one."""
+        """A node serves again. plan: its new release, as hashes; None: it has its former one."""
         self._content.work.pop(node, None)
         if plan is not None:
             self._content.done[node] = plan

@@ -99,7 +99,12 @@ def test_each_pool_has_a_node_that_answers(ask: Callable[[str], list[str]]) -> N
     ]
     assert servers != []
     for pool in {server["# pxname"] for server in servers}:
-        found = {server["svname"]: server["check_status"] for server in servers if server["# pxname"] == pool}
+        # A star stands before the last result while the next check is under way.
+        found = {
+            server["svname"]: server["check_status"].removeprefix("* ")
+            for server in servers
+            if server["# pxname"] == pool
+        }
         assert "L7OK" in found.values(), found
 
 

@@ -147,7 +147,7 @@ class Client:
         )
 
 
-def asked(address: str, timeout: float = 0.25) -> str:
+def asked(address: str, timeout: float = 0.5) -> str:
     """The name of the host that answers at an address, or an empty text."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

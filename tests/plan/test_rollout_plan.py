@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from quench import rollout_command, secrets
 from quench.cli import main
 from quench.plan import load_inventory, make_plan
 from quench.problems import Refused
 from quench.rollout import Options, Rollout
-from quench.rollout_command import digest, models, prepare
+from quench.rollout_command import digest, fleet_record, models, prepare
 
 EXAMPLE, DEPLOY = "inventories/example.py", "deploys/inference.py"
 NODES = [f"node{number}.example.org" for number in (1, 2, 3, 4)]
@@ -71,9 +74,27 @@ def test_nodes_can_be_chosen(fleet) -> None:
     assert list(close(rollout(fleet(), exclude=["node2*"]))._plans) == [NODES[0], *NODES[2:]]
 
 
+def test_a_balancer_is_left_out_if_it_is_excluded_by_its_name_and_not_if_it_is_not_chosen(
+    fleet, tmp_path: Path
+) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(Path(fleet()).read_text() + 'balancers += [("lb2.example.org", {})]\n')
+    made = close(rollout(str(path), exclude=["lb2*", "node1*"]))
+    assert (made._fleet.balancers, made._fleet.without) == (["lb1.example.org"], ["lb2.example.org"])
+    assert list(made._plans) == NODES[1:]
+    again = tmp_path / "again.py"  # pyinfra reads a path once
+    again.write_text(path.read_text())
+    assert close(rollout(str(again), limit=["node2*", "lb1*"]))._fleet.without == []
+
+
+def test_a_rollout_without_any_balancer_is_refused(fleet) -> None:
+    with pytest.raises(Refused, match="no balancer is left to be told; correct --exclude"):
+        rollout(fleet(), exclude=["balancers"])
+
+
 def test_the_hash_of_a_plan_is_the_same_for_the_same_settings_and_another_for_others(fleet) -> None:
-    first = close(rollout(fleet()))._plans
-    assert close(rollout(fleet()))._plans == first
+    first, again = close(rollout(fleet()))._plans, close(rollout(fleet()))._plans
+    assert [plan.hash for plan in again.values()] == [plan.hash for plan in first.values()]
     other = close(rollout(fleet(changes={NODES[1]: {"nginx_answer_seconds": 77}})))._plans
     assert [node for node in NODES if other[node].hash != first[node].hash] == [NODES[1]]
 
@@ -82,6 +103,43 @@ def test_the_hash_and_the_models_come_from_the_plan_that_is_rendered(fleet) -> N
     plan = make_plan(load_inventory(EXAMPLE), [DEPLOY])[NODES[0]]
     assert len(digest(plan)) == 64
     assert models(plan) == ("llama-3.3-70b",)
+
+
+def test_a_secret_that_changes_is_a_change_and_neither_hash_tells_it(
+    fleet, example_secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "hf_first")
+    changes = {NODES[1]: {"vllm_hf_token": "env:TOKEN"}}
+    first = close(rollout(fleet(changes=changes), name="prod"))._plans
+    # The record is written when a rollout begins.
+    record = fleet_record("prod.py", "prod")
+    record.begin("r1")
+    record.close()
+    again = close(rollout(fleet(changes=changes), name="prod"))._plans
+    monkeypatch.setenv("TOKEN", "hf_second")
+    secrets._resolve.cache_clear()
+    other = close(rollout(fleet(changes=changes), name="prod"))._plans
+    assert [plan.hash for plan in other.values()] == [plan.hash for plan in again.values()]
+    assert [node for node in NODES if other[node].whole != again[node].whole] == [NODES[1]]
+    # Salted: the same values under another salt.
+    assert first[NODES[1]].secrets != again[NODES[1]].secrets
+    assert hashlib.sha256(b"hf_second").hexdigest() not in other[NODES[1]].secrets
+
+
+def test_two_inventories_of_one_name_are_two_fleets(fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "elsewhere" / "prod.py"
+    path.parent.mkdir()
+    path.write_text(Path(fleet()).read_text())
+    record, other = fleet_record(str(path), None), fleet_record(str(tmp_path / "prod.py"), None)
+    assert record.folder.parent == other.folder.parent
+    assert record.folder != other.folder
+    assert record.folder.name.startswith("prod-")
+    record.close()
+    other.close()
+    monkeypatch.chdir(path.parent)
+    same = fleet_record("prod.py", None)
+    assert same.folder == record.folder
+    same.close()
 
 
 def test_an_inventory_without_balancers_is_refused_with_the_alternative(fleet) -> None:
@@ -97,6 +155,23 @@ def test_a_mistake_in_the_inventory_is_refused_before_any_host_is_asked(fleet) -
 def test_no_node_is_refused(fleet) -> None:
     with pytest.raises(Refused, match="no host is chosen"):
         rollout(fleet(), limit=["lb1*"])
+
+
+@pytest.mark.parametrize("gone", ["pytest", "testinfra", "pytest_timeout"])
+def test_host_checks_are_refused_before_anything_where_they_cannot_run(
+    fleet, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    found = rollout_command.find_spec
+    monkeypatch.setattr(rollout_command, "find_spec", lambda name: None if name == gone else found(name))
+    with pytest.raises(
+        Refused, match=rf"this machine: host checks: {gone} cannot be imported here.*requirements/dev\.txt"
+    ):
+        rollout(fleet(), host_checks=True)
+    close(rollout(fleet()))
+
+
+def test_host_checks_run_with_the_python_of_the_command(fleet) -> None:
+    assert close(rollout(fleet(), host_checks=True))._fleet._checks[:3] == [sys.executable, "-m", "pytest"]
 
 
 def test_a_name_that_leads_elsewhere_is_refused(fleet) -> None:

@@ -3,11 +3,13 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from quench import ca
+from quench.cli import main
 
 
 def load(path):
@@ -82,6 +84,30 @@ def test_a_name_longer_than_a_common_name_may_be_is_issued(folder):
     name = f"{'a' * 40}.{'b' * 40}.example.org"
     certificate, _ = ca.issue(folder, [name])
     assert verify(folder, certificate, name)
+
+
+@pytest.mark.parametrize("name", ["ca", "CA", "./ca", "../ca/ca", "x/y"])
+def test_a_name_whose_files_would_be_those_of_the_ca_is_refused(folder, name):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = CliRunner().invoke(main, ["ca", "issue", str(folder), name])
+    assert (done.exit_code, done.stderr) == (
+        1, f"Error: {name!r} cannot be the first name: its files would not be its own\n",
+    )  # fmt: skip
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # As a further name it is one like any other.
+    assert CliRunner().invoke(main, ["ca", "issue", str(folder), "llm.example.org", "ca"]).exit_code == 0
+
+
+def test_a_folder_without_a_ca_is_said_in_one_line(tmp_path):
+    done = CliRunner().invoke(main, ["ca", "issue", str(tmp_path), "llm.example.org"])
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"Error: {tmp_path}/ca.crt: no such file; bring it there, or make a CA: quench ca create {tmp_path}\n"
+    )
+    (tmp_path / "ca.crt").write_text("nothing of the kind")
+    done = CliRunner().invoke(main, ["ca", "issue", str(tmp_path), "llm.example.org"])
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_ca_is_never_replaced(folder):

@@ -157,6 +157,14 @@ def test_answers_that_take_too_long_are_cut_and_that_is_said(world):
     assert result.steps[1].detail == "2 requests are still in flight after 5 s, and will be cut"
 
 
+def test_it_waits_for_the_haproxy_from_before_a_reload(world):
+    world.fleet.reloaded = {"lb1": 6}
+    result = world.run()
+    assert result.code == 0
+    assert result.steps[1].detail == "waited for the HAProxy from before a reload of lb1"
+    assert 0 < world.now < 60
+
+
 def test_the_operator_is_shown_what_will_go_and_another_name_changes_nothing(world):
     world.answer = False
     assert refusal(world) == ["node3: confirmation: what was typed is not its name; type node3, or say --yes"]
@@ -364,6 +372,18 @@ def test_the_only_node_of_one_of_two_pools_needs_last(world):
     assert [problem[:59] for problem in refusal(world)] == [
         "node3: balancers: is the only node of pool_mistral at lb2: "
     ]
+
+
+def test_a_node_of_weight_0_does_not_stand_in_for_it(world):
+    for node in ("node1", "node2"):
+        world.fleet.alter(node, weight=0)
+    assert refusal(world)[0] == (
+        "node3: balancers: the other nodes of pool_llama that are up have weight 0 at lb1, and get no request; give "
+        "one of them a weight first: its nginx_weight, and a run of deploys/balancer.py; if this is what you want: "
+        "--last"
+    )
+    world.fleet.alter("node2", weight=1)
+    assert world.run().code == 0
 
 
 def test_one_that_is_out_already_leaves_no_gap(world):

@@ -24,7 +24,7 @@ def test_servers_are_read_and_frontends_and_backends_are_not():
 
 def test_a_drained_server_has_its_requests_in_flight_its_health_and_its_address():
     assert by_name(DRAINED)["pool_llama/node1"] == Server(
-        "pool_llama", "node1", "DRAIN", check="L7OK", in_flight=2, waiting=0, address="127.0.0.1:18901"
+        "pool_llama", "node1", "DRAIN", check="L7OK", in_flight=2, waiting=0, weight=1, address="127.0.0.1:18901"
     )
 
 
@@ -52,6 +52,15 @@ def test_what_a_server_is(lines, name, up, away, healthy):
 def test_a_server_between_two_states_is_in_neither_of_the_good_ones(status, check, up, healthy):
     server = Server("p", "n", status, check)
     assert (server.up, server.healthy) == (up, healthy)
+
+
+def test_a_node_of_weight_0_is_up_and_covers_for_nobody():
+    # As HAProxy 2.6 has it: no other column says so.
+    lines = [line.replace(",UP,1,1,", ",UP,0,1,") for line in DRAINED]
+    assert by_name(DRAINED)["pool_llama/node2"].covers
+    node = by_name(lines)["pool_llama/node2"]
+    assert (node.up, node.covers) == (True, False)
+    assert not by_name(DRAINED)["pool_llama/node1"].covers
 
 
 def test_the_last_result_counts_while_the_next_check_is_under_way():

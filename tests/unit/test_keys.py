@@ -375,6 +375,15 @@ def test_push_runs_pyinfra_for_these_hosts_and_says_what_became_of_each(pyinfra,
     assert json.loads(push("--json").stdout)["hosts"] == {hosts[0]: "unchanged", hosts[1]: "changed"}
 
 
+def test_a_push_that_takes_long_says_what_it_may_wait_for(pyinfra, monkeypatch):
+    push = pyinfra(results({"success": ["lb1.example.org"]}))
+    assert "takes longer" not in push().stderr
+    monkeypatch.setattr(keys_command, "_SOON", 0)
+    done = push("--json")
+    assert "a balancer that was reloaded a moment ago is waited for" in done.stderr
+    assert json.loads(done.stdout)["hosts"] == {"lb1.example.org": "changed"}
+
+
 def test_a_host_that_fails_is_named_and_the_others_have_their_keyring(pyinfra):
     out = results({"success": ["lb2"], "error": ["lb1"]}, {"success": ["lb2"], "error": ["lb1"]})
     push = pyinfra(out, "--> Starting\n    [lb2] Success\n    [lb1] Error: no space left\n", 1)

@@ -16,7 +16,7 @@ CLAIM = Claim("r1", "anna", "desk", "2026-11-20T10:00:00Z")
 OTHER = Claim("r9", "bert", "laptop", "2026-11-19T10:00:00Z")
 PLANS = {f"node{number}": NodePlan(f"new-{number}", ("llama",)) for number in (1, 2, 3)}
 # What is done with a node when nothing fails, as far as it matters for the order.
-GOOD = ["drain", "keep", "change", "units", "complete llama", "prompts", "host checks", "let go new", "ready"]
+GOOD = ["drain", "keep", "change", "units", "complete llama", "prompts", "host checks", "let go new", "maint", "ready"]
 WORKING = ("UP", "L7OK")
 
 
@@ -24,7 +24,7 @@ class FakeFleet:
     """Two balancers, each with a pool for each model. `fails` has what goes wrong, by `what host`."""
 
     def __init__(self, nodes=("node1", "node2", "node3"), pools=("pool_llama",)):
-        self.balancers = ["lb1", "lb2"]
+        self.balancers, self.without = ["lb1", "lb2"], []
         self.table = {
             (balancer, pool, node): Server(pool, node, *WORKING, address=f"{node}:443")
             for balancer in self.balancers for pool in pools for node in nodes
@@ -33,8 +33,14 @@ class FakeFleet:
         self.locks, self.marks = {}, {}
         self.kept, self.release = {}, dict.fromkeys(nodes, "old")
         self.dead, self.cures, self.open = set(), True, set()
+        # Balancers that are left out, and how often each is asked before it is back.
+        self.back = {}
+        # Whether a node that came back gets its share bit by bit.
+        self.slowly = {}
         # Of a node that is drained: how often it is asked after until its answers are over.
         self.answers = {}
+        # Of a balancer that was reloaded: how often its former process is asked after until that has ended.
+        self.reloaded = {}
 
     def did(self, what, host, node=None):
         self.calls.append(f"{what} {node or host}")
@@ -57,6 +63,11 @@ class FakeFleet:
             if key[2] == node:
                 self.table[key] = replace(server, **changes)
 
+    def is_there(self, balancer):
+        self.did("is there", balancer)
+        self.back[balancer] = self.back.get(balancer, 1000) - 1
+        return self.back[balancer] <= 0
+
     def states(self):
         return {(balancer, node): server.status for (balancer, _, node), server in self.table.items()}
 
@@ -71,8 +82,16 @@ class FakeFleet:
     def set_state(self, balancer, servers, state):
         for server in servers:
             self.did(state, balancer, server.name)
+            if state == "ready":
+                self.slowly[balancer, server.name] = server.status == "MAINT"
             status = {"ready": "UP", "drain": "DRAIN", "maint": "MAINT"}[state]
             self.table[balancer, server.pool, server.name] = replace(server, status=status)
+
+    def former(self, balancer):
+        self.did("former", balancer)
+        left = self.reloaded.get(balancer, 0)
+        self.reloaded[balancer] = max(0, left - 1)
+        return int(left > 0)
 
     def lock(self, balancer, claim, take_over):
         self.did("lock", balancer)
@@ -201,6 +220,29 @@ def test_the_balancers_are_told_before_the_node_is_touched(world):
     assert [call for call in calls if call == "drain node1"] == ["drain node1"] * 2, "at both balancers"
 
 
+def test_a_node_that_was_changed_gets_its_share_of_requests_bit_by_bit(world):
+    world.run()
+    # HAProxy's slowstart is for a server that leaves maintenance, and not for one that was drained.
+    assert world.fleet.slowly == {(balancer, node): True for balancer in world.fleet.balancers for node in PLANS}
+
+
+def test_a_node_that_was_left_alone_gets_its_whole_share_at_once(world):
+    world.fleet.fails = {"keep node1": broken()}
+    world.run()
+    assert world.fleet.slowly == {(balancer, "node1"): False for balancer in world.fleet.balancers}
+
+
+def test_a_rollout_that_dies_while_a_node_comes_back_begins_with_it_again(world):
+    world.fleet.fails = {"ready node2": [None, SystemExit(9)]}
+    with pytest.raises(SystemExit):
+        world.run()
+    assert world.fleet.states()["lb2", "node2"] == "MAINT"
+    world.fleet.locks.clear()
+    world.fleet.fails.clear()
+    assert outcomes(world.run()) == {"node1": "skipped", "node2": "done", "node3": "done"}
+    assert set(world.fleet.states().values()) == {"UP"}
+
+
 def test_a_completion_is_asked_for_by_every_balancer(world):
     world.run()
     assert world.fleet.calls.count("complete llama node1") == 2
@@ -236,6 +278,36 @@ def test_answers_that_take_too_long_are_cut_and_that_is_said(world):
     assert wait.detail == "2 requests are still in flight after 5 s, and will be cut"
 
 
+def test_a_node_is_changed_when_the_haproxy_from_before_a_reload_has_ended(world):
+    """It may still send requests to the node, and tells nobody of those that it has in flight."""
+    world.fleet.reloaded = {"lb2": 6}
+    change = world.fleet.change
+
+    def ended(nodes):
+        assert world.fleet.reloaded["lb2"] == 0
+        change(nodes)
+
+    world.fleet.change = ended
+    result = world.run()
+    assert result.outcome == "done"
+    details = [step.detail for node in PLANS for step in result.nodes[node].steps if step.name == "wait"]
+    assert details == ["waited for the HAProxy from before a reload of lb2", "", ""]
+    assert 5 < world.now < 60
+
+
+def test_a_haproxy_that_does_not_end_is_waited_for_no_longer_than_answers_are_and_that_is_said(world):
+    world.options = Options(drain_seconds=5)
+    world.fleet.reloaded = {"lb1": 1000, "lb2": 3}
+    world.fleet.alter("node2", in_flight=1)
+    result = world.run()
+    assert result.outcome == "done"
+    details = {node: step.detail for node in PLANS for step in result.nodes[node].steps if step.name == "wait"}
+    late = "the HAProxy from before a reload of lb1 still serves after 5 s, and what it has in flight will be cut"
+    assert details == {
+        "node1": late, "node2": f"2 requests are still in flight after 5 s, and will be cut; {late}", "node3": late,
+    }  # fmt: skip
+
+
 # What fails, whether the node has been touched by then, and the step that the reason names.
 FAILURES = [
     ("drain", False, "drain"),
@@ -246,6 +318,7 @@ FAILURES = [
     ("prompts", True, "verify"),
     ("host checks", True, "verify"),
     ("let go new", True, "verify"),
+    ("maint", True, "ready"),
     ("ready", True, "ready"),
 ]
 
@@ -277,7 +350,8 @@ def test_a_former_release_is_drained_restored_verified_and_only_then_back(world)
     calls = [call for call in world.fleet.calls if call.endswith("node2")]
     undone = calls[calls.index("complete llama node2") + 1 :]
     assert undone == [
-        "drain node2", "drain node2", "restore node2", "units node2", "let go old node2", "ready node2", "ready node2",
+        "drain node2", "drain node2", "restore node2", "units node2", "let go old node2", "maint node2", "maint node2",
+        "ready node2", "ready node2",
     ]  # fmt: skip
     names = [one.step.name for one in world.said if one.node == "node2"]
     assert names[-4:] == ["verify", "restore", "verify the former release", "ready"]
@@ -410,6 +484,37 @@ def test_a_node_that_was_done_is_brought_anew_when_it_is_to_get_something_else(w
     assert outcomes(world.run()) == dict.fromkeys(PLANS, "done")
 
 
+def test_a_node_that_was_done_is_brought_anew_when_a_secret_of_it_has_changed(world):
+    world.plans = {node: replace(plan, secrets="sealed") for node, plan in PLANS.items()}
+    world.fleet.fails = {"change node2": broken()}
+    world.run()
+    world.fleet.fails.clear()
+    world.plans["node1"] = replace(world.plans["node1"], secrets="sealed anew")
+    world.fleet.fails = {"change node3": broken()}
+    assert outcomes(world.run()) == {"node1": "done", "node2": "done", "node3": "restored"}
+    world.fleet.fails.clear()
+    assert outcomes(world.run()) == {"node1": "skipped", "node2": "skipped", "node3": "done"}
+    # Others see the hash without secrets alone.
+    assert "sealed" not in (world.folder / "prod.log").read_text()
+    assert not [text for _, text in world.fleet.journal if "sealed" in text]
+
+
+def test_a_record_keeps_its_salt(world):
+    salts = set()
+    for _ in range(2):
+        record = Record(world.folder, "prod")
+        salts.add(record.salt)
+        record.close()
+        world.run()
+    record = Record(world.folder, "prod")
+    other = Record(world.folder, "other")
+    assert len({*salts, record.salt}) == 2, "the first was never written"
+    assert other.salt != record.salt
+    assert len(record.salt) == 16
+    record.close()
+    other.close()
+
+
 def test_a_rollout_that_is_through_starts_anew(world):
     world.run()
     world.claim = replace(CLAIM, id="r2")
@@ -534,6 +639,36 @@ def test_a_balancer_that_does_not_answer_is_refused(world):
     assert world.fleet.locks == {}
 
 
+def test_a_balancer_that_is_down_can_be_left_out_and_that_is_said(world):
+    world.fleet.balancers, world.fleet.without, world.fleet.dead = ["lb1"], ["lb2"], {"lb2"}
+    world.fleet.is_there = lambda balancer: False
+    result = world.run()
+    assert (result.code, outcomes(result)) == (0, dict.fromkeys(PLANS, "done"))
+    line = "does not answer, and is left out: it is not to come back before this is over"
+    assert result.reasons == [f"lb2: {line}"]
+    assert (world.said[0].node, world.said[0].step.detail) == ("lb2", line)
+    assert not [call for call in world.fleet.calls if call.endswith("lb2")]
+
+
+def test_a_balancer_that_answers_is_not_left_out(world):
+    world.fleet.balancers, world.fleet.without, world.fleet.back = ["lb1"], ["lb2"], {"lb2": 1}
+    assert refusal(world) == [
+        "lb2: balancers: is left out, and answers: it would send requests to a node that is being changed; leave "
+        "--exclude lb2 out, or switch it off"
+    ]
+    assert world.fleet.locks == {}
+
+
+@pytest.mark.parametrize(("asked", "step"), [(2, "drain"), (3, "keep")])
+def test_a_balancer_that_is_back_stops_it_before_a_node_is_changed(world, asked, step):
+    world.fleet.balancers, world.fleet.without, world.fleet.back = ["lb1"], ["lb2"], {"lb2": asked}
+    result = world.run()
+    assert (result.code, result.nodes["node1"].outcome) == (1, "untouched")
+    assert result.reasons[-1].startswith(f"lb2: {step}: is left out, and answers")
+    assert world.fleet.states()["lb1", "node1"] == "UP"
+    assert "change node1" not in world.fleet.calls
+
+
 def test_a_node_is_not_drained_while_another_is_down(world):
     world.fleet.alter("node3", status="DOWN", check="L4CON")
     result = world.run()
@@ -552,6 +687,36 @@ def test_a_node_in_maintenance_does_not_hold_the_others_up_but_one_must_be_up(wo
     world.plans = {"node1": PLANS["node1"]}
     world.fleet.alter("node2", status="MAINT")
     assert "no other node of pool_llama is up at lb1" in world.run().reasons[0]
+
+
+def test_a_node_of_weight_0_does_not_stand_in_for_another(world):
+    """Blue and green: all requests go to green, and blue has none."""
+    world.fleet = FakeFleet(nodes=("blue", "green"))
+    world.fleet.alter("blue", weight=0)
+    world.plans = {"green": NodePlan("new-1", ("llama",))}
+    assert refusal(world) == [
+        f"green: balancers: the other nodes of pool_llama have weight 0 at {balancer}: nobody would be left to answer; "
+        "give one of them a weight first: its nginx_weight, and a run of deploys/balancer.py"
+        for balancer in ("lb1", "lb2")
+    ]
+    world.plans = {"blue": NodePlan("new-2", ("llama",))}
+    assert world.run().code == 0
+
+
+def test_a_node_whose_weight_went_to_0_meanwhile_does_not_either(world):
+    def weigh(nodes):
+        change(nodes)
+        world.fleet.alter("node2", weight=0)
+        world.fleet.alter("node3", status="MAINT")
+
+    change, world.fleet.change = world.fleet.change, weigh
+    world.plans = {node: PLANS[node] for node in ("node2", "node1")}
+    result = world.run()
+    assert outcomes(result) == {"node2": "done", "node1": "untouched"}
+    assert result.reasons[0].startswith(
+        "node1: drain: not drained: the other nodes of pool_llama that are up have weight 0 at lb1, and get "
+        "no request; "
+    )
 
 
 def test_a_batch_goes_through_the_steps_together_and_the_rest_follows(world):

@@ -1,19 +1,24 @@
 """What a rollout says to hosts, and what it makes of their answers."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from pyinfra.api import Inventory
+from pyinfra.api.exceptions import ConnectError
 
+from quench import rollout_hosts
 from quench.files import CHECKOUT
 from quench.haproxy import Server
 from quench.problems import Refused
 from quench.rollout_fleet import Failure, Kept
-from quench.rollout_hosts import Prompt, SshFleet, load_prompts, natural, pyinfra_command, reason, ssh_config
+from quench.rollout_hosts import Hosts, Prompt, SshFleet, load_prompts, natural, pyinfra_command, reason, ssh_config
 from quench.rollout_record import Claim
 
 CLAIM = Claim("r1", "anna", "desk", "2026-11-20T10:00:00Z")
@@ -72,10 +77,71 @@ def test_a_socket_that_may_not_drain_is_a_failure(fleet):
         made.set_state("lb1", [NODE], "drain")
 
 
+class GroupOfTwo(FakeHosts):
+    def group(self, name):
+        return ["lb1", "lb2"]
+
+    def is_there(self, name, port):
+        self.asked.append((name, port))
+        return True
+
+
+def test_a_balancer_that_is_left_out_is_none_of_the_fleet_and_is_asked_at_both_its_ports(tmp_path):
+    hosts = GroupOfTwo()
+    made = SshFleet(hosts, [], [], None, tmp_path, without=["lb2"])
+    assert (made.balancers, made.without) == (["lb1"], ["lb2"])
+    assert made.is_there("lb2")
+    assert hosts.asked == [("lb2", 443)]
+
+
+@pytest.mark.parametrize("there", ["ssh", "haproxy", "jump host", "nothing"])
+def test_a_host_answers_if_anything_is_there(monkeypatch, there):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as ssh,
+        socket.create_server(("127.0.0.1", 0)) as haproxy,
+    ):
+        ports = {"ssh": ssh.getsockname()[1], "haproxy": haproxy.getsockname()[1]}
+        for name, one in (("ssh", ssh), ("haproxy", haproxy)):
+            if name != there:
+                one.close()
+        data = {"ssh_hostname": "127.0.0.1", "ssh_port": ports["ssh"]}
+        hosts = Hosts(Inventory(([("lb2", data)], {})))
+
+        def connect(host):
+            assert host.name == "lb2"
+            if there != "jump host":
+                raise ConnectError("nobody is there")
+
+        monkeypatch.setattr(rollout_hosts, "connect_once", connect)
+        assert hosts.is_there("lb2", ports["haproxy"]) is (there != "nothing")
+
+
 def test_an_answer_that_is_no_table_is_a_failure_of_the_balancer(fleet):
     made, _ = fleet(socat=["nonsense"])
     with pytest.raises(Failure, match="lb1: rollout: HAProxy gives no statistics: nonsense"):
         made.servers("lb1")
+
+
+def test_processes_from_before_a_reload_are_those_beside_the_one_that_answers(fleet, tmp_path, monkeypatch):
+    script = "sleep 60 & echo $!; sleep 60 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as main:
+        now, former = (int(main.stdout.readline()) for _ in range(2))
+        program(tmp_path / "systemctl", f"echo {main.pid}")
+        program(tmp_path / "socat", f"printf 'Name: HAProxy\\nPid: {now}\\nUptime: 0d\\n'")
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        made, hosts = fleet()
+        hosts.root = lambda name, command: subprocess.check_output(["sh", "-c", command], text=True).splitlines()
+        try:
+            assert made.former("lb1") == 1
+            os.kill(former, signal.SIGKILL)
+            assert soon(lambda: made.former("lb1") == 0)
+        finally:
+            os.kill(now, signal.SIGKILL)
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 def test_what_is_kept_is_read(fleet):
@@ -251,26 +317,64 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 _RUN = """\
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 def end(*_):
     pathlib.Path(sys.argv[1], "ended").write_text("yes")
     raise SystemExit(1)
 signal.signal(signal.SIGINT, end)
-pathlib.Path(sys.argv[1], "begun").write_text("yes")
-time.sleep(30)
+beginning = pathlib.Path(sys.argv[1], "beginning")
+beginning.write_text(str(os.getpid()))
+beginning.rename(beginning.with_name("begun"))
+time.sleep(120)
 """
 
 
 def test_ctrl_c_ends_the_run_before_the_rollout(tmp_path):
     words = [sys.executable, "-c", _CONTROLLER, str(tmp_path / "runs"), sys.executable, "-c", _RUN, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=CHECKOUT) as process:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert soon((tmp_path / "begun").exists)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
     assert out == "interrupted\n"
     assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not kill a child with its parent")
+def test_a_run_does_not_outlive_a_rollout_that_is_killed(tmp_path):
+    words = [sys.executable, "-c", _CONTROLLER, str(tmp_path / "runs"), sys.executable, "-c", _RUN, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=CHECKOUT) as process:
+        assert soon((tmp_path / "begun").exists)
+        run = int((tmp_path / "begun").read_text())
+        os.kill(run, 0)
+        process.kill()
+    assert soon(lambda: gone(run))
+    assert not (tmp_path / "ended").exists(), "it was not asked, it was killed"
+
+
+def gone(pid):
+    """Whether a process has ended, be it that nobody has taken note yet."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def soon(condition):
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_where_no_setpriv_is_a_run_starts_without_it(fleet, tmp_path, monkeypatch):
+    for help_text in ("--reuid <uid>", None):
+        if help_text:
+            program(tmp_path / "setpriv", f"echo '{help_text}'")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        made, _ = fleet(change=[sys.executable, "-c", "pass"])
+        made.change(["node1"])
+        (tmp_path / "setpriv").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
