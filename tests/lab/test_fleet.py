@@ -170,6 +170,9 @@ def test_too_many_requests_are_429_and_only_for_that_client(balancer: Node) -> N
     assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
     assert int(answers[-1].headers["Retry-After"]) > 0
     assert call(balancer, "/v1/models").status == 200
+    # The refused ones do not count, or whoever goes on asking would be refused for ever.
+    (line,) = [line for line in ask(balancer, "show table counts").splitlines() if "key=slow " in line]
+    assert "gpc0_rate(60000)=3 " in f"{line} "
 
 
 def test_too_many_requests_at_the_same_time_are_429(fleet: Fleet) -> None:

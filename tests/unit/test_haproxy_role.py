@@ -178,6 +178,16 @@ def test_refusals_say_when_to_come_back(configuration):
     assert [line for line in refusals if "Retry-After" not in line.replace(" hdr ", " ")] == []
 
 
+def test_only_what_both_limits_let_through_counts_for_the_rate(configuration):
+    # Who comes back as Retry-After says, while all of his requests count, is refused for ever.
+    (table,) = [line for line in section(configuration(), "backend counts") if line.startswith("stick-table ")]
+    assert "gpc0_rate(60s),conn_cur" in table.split() and "http_req_rate" not in configuration()
+    lines = section(configuration(), "frontend clients")
+    refusals = [number for number, line in enumerate(lines) if " status 429 " in line]
+    assert len(refusals) == 2
+    assert lines.index("http-request sc-inc-gpc0(0)") > max(refusals)
+
+
 def test_every_error_body_is_json(configuration):
     bodies = re.findall(r" string '(.*?)'(?: |$)", configuration(), re.MULTILINE)
     assert len(bodies) > 10
