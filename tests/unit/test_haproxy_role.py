@@ -242,6 +242,15 @@ def test_nothing_runs_as_root(rendered):
         assert "User=haproxy" in lines and "NoNewPrivileges=yes" in lines
 
 
+def test_no_setting_of_numbers_changes_the_unit(rendered):
+    # A change of the unit is a restart, which closes the port until the last answer has ended.
+    numbers = {"connections": 500, "answer_seconds": 1, "queue_seconds": 1, "large_requests": 1, "body_mebibytes": 1}
+    changed = rendered(**{f"haproxy_{name}": value for name, value in numbers.items()})
+    for name in ("haproxy", "body-router"):
+        path = f"/etc/systemd/system/{name}.service"
+        assert changed[path] == rendered()[path]
+
+
 def test_a_reload_keeps_what_was_drained(rendered):
     # [guides 16] A drained node that comes back with a reload gets requests in the midst of its change.
     unit = rendered()["/etc/systemd/system/haproxy.service"]
