@@ -98,7 +98,12 @@ class HaproxySettings(RoleSettings):
         default=30, ge=0, le=600, description="Time over which a node that is back gets its whole share."
     )
     # Two files each, and the kernel gives a process 1048576.
-    connections: int = Field(default=20000, ge=100, le=500000, description="Client connections at the same time.")
+    connections: int = Field(
+        default=20000,
+        ge=100,
+        le=500000,
+        description="Client connections at the same time. One too many is refused at once.",
+    )
     metrics_port: int = Field(default=8405, ge=1024, le=65535, description="TCP port of the Prometheus endpoint.")
     metrics_zones: list[str] = Field(default=["monitoring"], description="Zones in which Prometheus is.")
 

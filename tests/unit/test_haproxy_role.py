@@ -203,6 +203,15 @@ def test_only_what_both_limits_let_through_counts_for_the_rate(configuration):
     assert lines.index("http-request sc-inc-gpc0(0)") > max(refusals)
 
 
+def test_a_full_house_leaves_room_for_the_check_of_keepalived(configuration):
+    # A check that waits with the clients moves the address, and the clients with it, to the other balancer.
+    text = configuration(haproxy_connections=500)
+    (limit,) = [int(line.split()[1]) for line in section(text, "global") if line.startswith("maxconn ")]
+    lines = section(text, "frontend clients")
+    assert "tcp-request connection reject if !from_here { fe_conn gt 500 }" in lines
+    assert limit > 500 and not [line for line in lines if line.startswith("maxconn ")]
+
+
 def test_every_error_body_is_json(configuration):
     bodies = re.findall(r" string '(.*?)'(?: |$)", configuration(), re.MULTILINE)
     assert len(bodies) > 10
