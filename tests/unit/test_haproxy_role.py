@@ -274,15 +274,41 @@ STATE = """\
 4 pool_llama 2 node2 10.0.30.12 2 0 50 50 5 6 3 4 6 0 0 0 - 8443 - 0 0 - - 0
 4 pool_llama 3 node3 10.0.30.99 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
 10 pool_gone 1 node1 10.0.30.11 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+
 """
 
 
-def test_the_state_of_a_node_with_another_address_or_port_is_forgotten(rendered, tmp_path):
+@pytest.fixture
+def kept(rendered, tmp_path, monkeypatch):
+    """The state file after the script has run, with this as the answer of HAProxy's socket."""
     texts = rendered()
     (tmp_path / "haproxy.cfg").write_text(texts["/etc/haproxy/haproxy.cfg"])
     script = texts["/usr/local/lib/quench/haproxy-server-state"]
-    program = re.search(r"awk '(.*?)'", script, re.DOTALL)[1]
-    command = ["awk", program, str(tmp_path / "haproxy.cfg"), "-"]
-    kept = subprocess.run(command, input=STATE, capture_output=True, text=True, check=True).stdout.splitlines()
+    script = script.replace("/var/lib/haproxy", str(tmp_path)).replace("/etc/haproxy", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    def run(answer):
+        (tmp_path / "answer").write_text(answer)
+        (tmp_path / "socat").write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+        (tmp_path / "socat").chmod(0o755)
+        done = subprocess.run(["sh", "-c", script], check=False)
+        return done.returncode, (tmp_path / "server-state").read_text().splitlines()
+
+    return run
+
+
+def test_the_state_of_a_node_with_another_address_or_port_is_forgotten(kept):
     # node1 is drained, and stays so. node2 has another port by now, node3 another address, and a pool is gone.
-    assert kept == STATE.splitlines()[:3]
+    assert kept(STATE) == (0, [*STATE.splitlines()[:3], ""])
+
+
+@pytest.mark.parametrize("answer", ["", "1\n", STATE[: STATE.index("4 pool")] + "\n", STATE[:-1]])
+def test_an_answer_that_is_not_whole_leaves_the_state_as_it_was(kept, answer):
+    _, before = kept(STATE)
+    code, after = kept(answer)
+    assert (code != 0, after) == (True, before)
+
+
+def test_a_boot_brings_no_drained_node_back(rendered):
+    unit = rendered()["/etc/systemd/system/haproxy.service"]
+    assert "\nExecStop=-/usr/local/lib/quench/haproxy-server-state\n" in unit
