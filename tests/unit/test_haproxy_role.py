@@ -273,6 +273,7 @@ STATE = """\
 4 pool_llama 1 node1 10.0.30.11 2 8 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
 4 pool_llama 2 node2 10.0.30.12 2 0 50 50 5 6 3 4 6 0 0 0 - 8443 - 0 0 - - 0
 4 pool_llama 3 node3 10.0.30.99 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+4 pool_llama 4 node4 10.0.30.99 2 0 100 100 5 6 3 4 6 0 0 0 node4.example.org 443 - 0 0 - - 0
 10 pool_gone 1 node1 10.0.30.11 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
 
 """
@@ -281,7 +282,7 @@ STATE = """\
 @pytest.fixture
 def kept(rendered, tmp_path, monkeypatch):
     """The state file after the script has run, with this as the answer of HAProxy's socket."""
-    texts = rendered()
+    texts = rendered((*NODES, Node("node4", "node4.example.org", 443, "node4.example.org", (LLAMA,))))
     (tmp_path / "haproxy.cfg").write_text(texts["/etc/haproxy/haproxy.cfg"])
     script = texts["/usr/local/lib/quench/haproxy-server-state"]
     script = script.replace("/var/lib/haproxy", str(tmp_path)).replace("/etc/haproxy", str(tmp_path))
@@ -298,8 +299,10 @@ def kept(rendered, tmp_path, monkeypatch):
 
 
 def test_the_state_of_a_node_with_another_address_or_port_is_forgotten(kept):
-    # node1 is drained, and stays so. node2 has another port by now, node3 another address, and a pool is gone.
-    assert kept(STATE) == (0, [*STATE.splitlines()[:3], ""])
+    # node1 is drained, and stays so. node2 has another port by now, node3 another address, and a pool is gone. node4 is
+    # called by its name.
+    lines = STATE.splitlines()
+    assert kept(STATE) == (0, [*lines[:3], lines[5], ""])
 
 
 @pytest.mark.parametrize("answer", ["", "1\n", STATE[: STATE.index("4 pool")] + "\n", STATE[:-1]])
@@ -307,6 +310,13 @@ def test_an_answer_that_is_not_whole_leaves_the_state_as_it_was(kept, answer):
     _, before = kept(STATE)
     code, after = kept(answer)
     assert (code != 0, after) == (True, before)
+
+
+def test_a_boot_before_names_are_known_is_tried_until_they_are(rendered):
+    # With `none` HAProxy starts without these nodes, and never asks for their names again.
+    assert " init-addr libc check " in rendered()["/etc/haproxy/haproxy.cfg"]
+    unit = rendered()["/etc/systemd/system/haproxy.service"]
+    assert {"Restart=always", "RestartSec=1", "StartLimitIntervalSec=0"} <= set(unit.splitlines())
 
 
 def test_a_boot_brings_no_drained_node_back(rendered):
