@@ -78,8 +78,8 @@ class HaproxySettings(RoleSettings):
         ge=1,
         le=4096,
         description=(
-            "Requests larger than 48 KiB that are answered at the same time, each held in memory. Others wait their "
-            "turn."
+            "Requests larger than 48 KiB, or nested deeper than 20 levels, that are answered at the same time, each "
+            "held in memory. Others wait their turn."
         ),
     )
     answer_seconds: int = Field(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -243,6 +244,55 @@ def test_maps_have_hashes_and_no_comment(rendered):
 
 
 KEY_B = {"sha256": "b" * 64, "expires": "2030-06-30"}
+
+
+# The body router's answer to a request, where JSON.parse reads nothing, as it does in njs behind 32 levels.
+ROUTE = """
+const parse = JSON.parse;
+JSON.parse = (text) => { if (/[{[]/.test(text)) throw new SyntaxError("deep"); return parse(text); };
+const body = require("fs").readFileSync(0);
+const r = { requestText: body.toString(), requestBuffer: body, variables: {}, subrequest() {} };
+route(r);
+process.stdout.write(JSON.stringify(r.variables.model));
+"""
+DEEP = "[" * 40 + "1" + "]" * 40
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed here")
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        ('{"tools": %s, "model": "llama"}', "llama"),
+        ('{"model": "llama", "tools": %s}', "llama"),
+        ('{"tools": [{"model": "other", "x": %s}], "model": "llama"}', "llama"),
+        ('{"a": "\\"model\\": \\"other\\", \\\\", "model":\n"llama", "tools": %s}', "llama"),
+        ('{"a": "model", "b": "other", "tools": %s}', ""),
+        ('{"mod\\u0065l": "ll\\u0061ma", "tools": %s}', "llama"),
+        ('{"é": "é", "model": "llama", "tools": %s}', "llama"),
+        # Of a name that is given twice, the last counts, as for JSON.parse.
+        ('{"model": "other", "tools": %s, "model": "llama"}', "llama"),
+        ('{"model": "other", "tools": %s, "model": 5, "a": "llama"}', ""),
+        ('{"model": "other", "tools": %s, "model": {"a": "llama"}}', ""),
+        ('["model", %s, "llama"]', ""),
+        ('{"tools": %s, "model": "llam', ""),
+        ('{"tools": %s, "model": "a b"}', ""),
+        ("{%s", ""),
+    ],
+)
+def test_the_body_router_finds_the_outermost_model_at_any_depth(rendered, body, model):
+    script = rendered()["/etc/haproxy/body-router/router.js"].replace("export default { route };", ROUTE)
+    done = subprocess.run(
+        ["node", "-e", script], input=(body % DEEP).encode(), capture_output=True, check=True, timeout=20
+    )
+    assert json.loads(done.stdout) == model
+
+
+def test_where_haproxy_finds_no_model_the_body_router_looks(configuration):
+    lines = section(configuration(), "frontend clients")
+    assert "acl named var(txn.model) -m found" in lines
+    assert lines[-2:] == ["use_backend body_router if !named", "use_backend %[var(txn.pool)]"]
+    assert not [line for line in lines if "model_missing" in line]
+    assert [line for line in section(configuration(), "frontend routed") if "model_missing" in line]
 
 
 def test_nothing_runs_as_root(rendered):
