@@ -92,7 +92,12 @@ class HaproxySettings(RoleSettings):
         default=30, ge=1, le=600, description="How long a request waits for a free node, before a 503 with Retry-After."
     )
     queue_requests: int = Field(
-        default=256, ge=1, description="Requests for one model that may wait. The next gets a 503 with Retry-After."
+        default=256,
+        ge=1,
+        description=(
+            "Requests for one model that may wait, and as many large ones whose model is yet to be read. The next gets "
+            "a 503 with Retry-After."
+        ),
     )
     slow_start_seconds: int = Field(
         default=30, ge=0, le=600, description="Time over which a node that is back gets its whole share."

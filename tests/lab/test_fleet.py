@@ -475,6 +475,24 @@ def test_where_no_node_is_up_the_answer_is_503_and_says_when_to_come_back(fleet:
     assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
 
 
+def test_a_full_house_lets_some_wait_and_tells_the_others_when_to_come_back(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    limits = {name: row["slim"] for name, row in servers(balancer).items()}
+    for name in limits:
+        ask(balancer, f"set maxconn server pool_tiny-llama/{name} 1")
+    try:
+        # One for each node, four that wait, and two who come again when they are told to.
+        with running(fleet.load(key=key_of("demo"), streams=9, stream_words=150, timeout=60)) as tally:
+            tally.wait(lambda tally: tally.flowing == 3 and tally.count()["refused"] == 2)
+            answer = call(balancer, CHAT, body=question())
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert "busy" in answer.error["message"]
+    finally:
+        for name, limit in limits.items():
+            ask(balancer, f"set maxconn server pool_tiny-llama/{name} {limit}")
+    assert [str(request) for request in tally.bad] == []
+
+
 def longest_silence(fleet: Fleet, act: Callable[[], object]) -> float:
     """Seconds in which the shared address answers nobody who connects anew, from when something is done to it."""
     address = (fleet.balancers[0].lab.shared_address, 443)

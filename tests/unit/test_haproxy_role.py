@@ -287,6 +287,18 @@ def test_the_body_router_finds_the_outermost_model_at_any_depth(rendered, body, 
     assert json.loads(done.stdout) == model
 
 
+def test_a_queue_has_an_end(configuration):
+    text = configuration(haproxy_queue_requests=7)
+    for name in ("body_router", "pool_llama", "pool_qwen", "pool_embed"):
+        (refusal,) = [line for line in section(text, f"backend {name}") if " status 503 " in line]
+        assert refusal.endswith(" hdr Retry-After 5 if { queue ge 7 }")
+
+
+def test_a_reload_closes_no_connection_on_which_a_request_is_coming(configuration):
+    for name in ("clients", "routed"):
+        assert "option idle-close-on-response" in section(configuration(), f"frontend {name}")
+
+
 def test_where_haproxy_finds_no_model_the_body_router_looks(configuration):
     lines = section(configuration(), "frontend clients")
     assert "acl named var(txn.model) -m found" in lines
