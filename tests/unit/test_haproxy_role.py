@@ -84,7 +84,7 @@ def test_what_cannot_work_is_said(data, change, key, words):
 
 
 def test_each_model_has_a_pool_of_the_nodes_that_serve_it():
-    assert {pool.model: [node.name for node in pool.nodes] for pool in pools(NODES)} == {
+    assert {pool.model: [node.name for node, _ in pool.members] for pool in pools(NODES)} == {
         "embed": ["node2"],
         "llama": ["node1", "node2", "node3"],
         "qwen": ["node1"],
@@ -102,7 +102,7 @@ def test_no_server_is_defined_twice_in_a_pool(configuration):
 
 def test_slowstart_and_checks_hold_for_every_server(configuration):
     (default,) = [line for line in section(configuration(), "backend pool_llama") if line.startswith("default-server ")]
-    assert {"check", "slowstart", "30s", "verify", "required", "maxconn", "64"} <= set(default.split())
+    assert {"check", "slowstart", "30s", "verify", "required"} <= set(default.split())
 
 
 def test_there_are_timeouts_and_the_mode_is_http(configuration):
@@ -160,8 +160,12 @@ def test_the_way_to_the_nodes_is_encrypted_and_checked(configuration):
     assert "verify none" not in configuration()
 
 
-def test_weights_and_standby_are_the_nodes_own(configuration):
-    servers = {line.split()[1]: line for line in section(configuration(), "backend pool_llama") if "weight" in line}
+def test_weights_limits_and_standby_are_the_nodes_own(configuration):
+    small = Node("node4", "10.0.30.14", 443, "node4.example.org", (Engine("llama", 8000, TEXT, concurrent=8),))
+    lines = section(configuration((*NODES, small)), "backend pool_llama")
+    servers = {line.split()[1]: line for line in lines if line.startswith("server ")}
+    limits = {name: int(re.search(r" maxconn (\d+) ", line)[1]) for name, line in servers.items()}
+    assert limits == {"node1": 64, "node2": 64, "node3": 64, "node4": 8}
     assert "weight 50" in servers["node2"]
     assert [name for name, line in servers.items() if line.endswith(" backup")] == ["node3"]
 
