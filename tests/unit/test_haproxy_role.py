@@ -7,9 +7,10 @@ import subprocess
 
 import pytest
 
-from quench import Certificate, Engine, Node, Route
+from quench import Certificate, Engine, Node, Peer, Route
 from roles.haproxy import HaproxySettings, files
 from roles.haproxy.files import pools
+from roles.vllm import served
 
 TEXT = (Route("POST", "/v1/chat/completions"), Route("POST", "/v1/completions"))
 LLAMA = Engine("llama", 8000, TEXT, concurrent=64)
@@ -136,6 +137,15 @@ def test_health_means_that_the_model_answers(configuration, model, path):
     assert f"meth POST uri {path} " in send
     assert json.loads(re.search(r"body '(.*)'", send)[1])["model"] == model
     assert "http-check expect status 200" in lines
+
+
+def test_an_embedding_model_is_asked_for_an_embedding_and_for_nothing_else(configuration, vllm_data):
+    # vLLM refuses it a completion, and no node of its pool would ever be up.
+    models = {"bge": {"port": 8000, "revision": "1", "gpus": [0], "kind": "embed"}}
+    (engine,) = served(Peer("node1", vllm_data | {"vllm_models": models}))
+    assert [(route.method, route.path) for route in engine.routes] == [("POST", "/v1/embeddings")]
+    text = configuration([Node("node1", "10.0.30.11", 443, "node1.example.org", (engine,))])
+    assert "http-check send meth POST uri /v1/embeddings " in text and "completions" not in text
 
 
 def test_the_socket_can_drain_and_is_on_no_network(configuration):
