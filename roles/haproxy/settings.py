@@ -145,4 +145,5 @@ class HaproxySettings(RoleSettings):
             name=self.node_name,
             name_key="haproxy_node_name",
         )
+        yield from certificates.client_problems(host, "haproxy_node_certificate", self.node_certificate, self.node_name)
         yield from certificates.authority_problems(host, "haproxy_node_ca", self.node_ca)

@@ -4,8 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from quench import Certificate, Engine, Node, Peer, Route
 from roles.haproxy import HaproxySettings, files
@@ -82,6 +88,53 @@ def test_what_cannot_work_is_said(data, change, key, words):
     found = list(HaproxySettings.load("lb1", data | change).problems("lb1"))
     assert [problem.key for problem in found] == [key]
     assert words in found[0].what
+
+
+@pytest.fixture
+def issued(data, tmp_path):
+    """The balancer's data with a client certificate of this subject and usage."""
+
+    def issue(subject, *usages):
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name.from_rfc4514_string(subject)
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+        names = x509.SubjectAlternativeName([x509.DNSName("lb1.example.org")])
+        builder = builder.add_extension(names, critical=False)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        certificate = builder.sign(key, hashes.SHA256())
+        (tmp_path / "lb1.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (tmp_path / "lb1.key").write_bytes(pem)
+        paths = {"certificate": f"{tmp_path}/lb1.crt", "private_key": f"file:{tmp_path}/lb1.key"}
+        return data | {f"haproxy_node_{name}": value for name, value in paths.items()}
+
+    return issue
+
+
+SERVER, CLIENTS = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+
+
+@pytest.mark.parametrize(
+    ("subject", "usages", "words"),
+    [
+        ("CN=lb1.example.org", [], ""),
+        ("CN=lb1.example.org", [SERVER, CLIENTS], ""),
+        (
+            "CN=lb1.example.org,O=Example",
+            [CLIENTS],
+            "has the subject 'CN=lb1.example.org,O=Example', and nodes know CN=",
+        ),
+        ("O=Example", [CLIENTS], "has the subject 'O=Example', and nodes know CN="),
+        ("CN=lb1.example.org", [SERVER], "lacks the usage clientAuth"),
+    ],
+)
+def test_a_client_certificate_that_nodes_would_not_take_is_said(issued, subject, usages, words):
+    # They compare the whole subject, and would answer 401 or 400 to each request and each check.
+    found = list(HaproxySettings.load("lb1", issued(subject, *usages)).problems("lb1"))
+    assert [problem.key for problem in found] == ["haproxy_node_certificate"] * bool(words)
+    assert all(words in problem.what for problem in found)
 
 
 def test_each_model_has_a_pool_of_the_nodes_that_serve_it():
