@@ -415,6 +415,48 @@ def test_requests_move_from_a_node_to_others_by_weight(fleet: Fleet, tmp_path: P
     assert lost(tally) == []
 
 
+def test_a_standby_node_gets_requests_when_no_other_can(fleet: Fleet, tmp_path: Path) -> None:
+    balancer, standby = fleet.balancers[0], fleet.nodes[2].name
+    others = [node.name for node in fleet.nodes if node.name != standby]
+
+    def run(folder: str, changes: dict[str, Any]) -> None:
+        (tmp_path / folder).mkdir()
+        inventory = write_inventory(tmp_path / folder, {**fleet.changes, **changes})
+        done = run_pyinfra(balancer, "-y", "--limit", "lb1", inventory=inventory, deploy=BALANCER_DEPLOY)
+        assert done.code == 0, done.text[-3000:]
+
+    def served() -> set[str]:
+        before = {name: int(row["stot"]) for name, row in servers(balancer).items()}
+        assert [call(balancer, CHAT, body=question()).status for _ in range(9)] == [200] * 9
+        return {name for name, row in servers(balancer).items() if int(row["stot"]) > before[name]}
+
+    run("standby", {standby: {"nginx_standby": True}})
+    try:
+        assert standby not in served()
+        for name in others:
+            ask(balancer, f"set server pool_tiny-llama/{name} state maint")
+        assert served() == {standby}
+    finally:
+        for name in others:
+            ask(balancer, f"set server pool_tiny-llama/{name} state ready")
+        run("again", {})
+    assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_haproxy_takes_the_balance_by_session(fleet: Fleet, number: int) -> None:
+    # The lines of the template in the place of the one that this fleet has.
+    balancer, path = fleet.balancers[number], "/etc/haproxy/session.cfg"
+    lines = ["balance hash req.hdr(x-session-id)", "hash-type consistent", "hash-balance-factor 150"]
+    text = balancer.root("cat /etc/haproxy/haproxy.cfg")
+    assert text.count("    balance leastconn\n") == 1
+    write(balancer, path, text.replace("balance leastconn\n", "\n    ".join([*lines, ""])) + "\n")
+    try:
+        balancer.root(f"cd / && setpriv --reuid=haproxy --regid=haproxy --init-groups haproxy -c -q -f {path}")
+    finally:
+        balancer.root(f"rm {path}")
+
+
 def test_new_certificates_of_the_balancers_cost_no_request(
     fleet: Fleet, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

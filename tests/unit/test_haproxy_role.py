@@ -310,6 +310,29 @@ def test_maps_have_hashes_and_no_comment(rendered):
     assert [model["id"] for model in json.loads(lists["only"])["data"]] == ["qwen"]
 
 
+def test_two_clients_of_two_models_see_and_use_only_their_own(rendered):
+    texts = rendered(
+        haproxy_clients={
+            "team-a": {**CLIENT, "models": ["llama"]},
+            "team-b": {**CLIENT, "keys": [KEY_B], "models": ["qwen"]},
+        }
+    )
+    assert texts["/etc/haproxy/quench/pools.map"].splitlines() == ["team-a/llama pool_llama", "team-b/qwen pool_qwen"]
+    lists = dict(line.split(" ", 1) for line in texts["/etc/haproxy/quench/lists.map"].splitlines())
+    seen = {name: [model["id"] for model in json.loads(text)["data"]] for name, text in lists.items()}
+    assert seen == {"team-a": ["llama"], "team-b": ["qwen"]}
+    text = texts["/etc/haproxy/haproxy.cfg"]
+    # The map is the only way to a pool, by both ways that a request takes.
+    for name in ("clients", "routed"):
+        lines = section(text, f"frontend {name}")
+        ways = {line for line in lines if "use_backend" in line or "default_backend" in line}
+        assert ways <= {"use_backend body_router if !named", "use_backend %[var(txn.pool)]"}
+        (pool,) = [line for line in lines if line.startswith("http-request set-var(txn.pool) ")]
+        assert pool.endswith(" var(txn.client),concat(/,txn.model),map_str(/etc/haproxy/quench/pools.map)")
+    for model in ("llama", "qwen"):
+        assert f"http-request set-header X-Model {model}" in section(text, f"backend pool_{model}")
+
+
 KEY_B = {"sha256": "b" * 64, "expires": "2030-06-30"}
 
 
