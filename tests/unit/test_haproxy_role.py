@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -285,6 +286,13 @@ def test_every_error_body_is_json(configuration):
     assert len(bodies) > 10
     for text in bodies:
         assert json.loads(text)["error"]["message"]
+
+
+def test_the_allow_list_is_what_the_engines_have_and_the_list_of_models(configuration):
+    (line,) = [line for line in section(configuration(), "frontend clients") if line.startswith("acl listed ")]
+    calls = ["GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings"]
+    # One rule for all: it is one look into a tree, and not a comparison for each.
+    assert shlex.split(line) == ["acl", "listed", "var(txn.call)", "-m", "str", *calls]
 
 
 def test_the_log_is_one_json_object_without_key_and_query(rendered):
