@@ -27,7 +27,7 @@ def _model(name, revision, sha256, gpus, **more):
 # The sums of your mirror's SHA256SUMS stand in place of these.
 _llama = _model("llama-3.3-70b", "2026-10-01", "0" * 64, [0, 1, 2, 3], max_model_len=65536, concurrent=128)
 _qwen = _model("qwen-coder", "7", "1" * 64, [0, 1], max_model_len=32768)
-_embedder = _model("bge-m3", "3", "2" * 64, [0], max_model_len=8192, concurrent=512)
+_embedder = _model("bge-m3", "3", "2" * 64, [0], kind="embed", max_model_len=8192, concurrent=512)
 
 
 def _balancer(name, platform, address):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from quench.contracts import Certificate
 from quench.problems import Problem
@@ -70,6 +72,25 @@ def problems(
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if private.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
         yield Problem(host, f"{prefix}_private_key", "does not belong to the certificate", "give the pair")
+
+
+def client_problems(host: str, key: str, path: str, name: str) -> Iterator[Problem]:
+    """Why a server that knows its clients by the subject `CN=NAME` would not take a certificate for that of a client.
+
+    One that cannot be read is no matter here: `problems` says so.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificates(text(path).encode())[0]
+    except (OSError, RuntimeError, ValueError):
+        return
+    remedy = "have it issued as `quench ca issue --client` does"
+    subject = certificate.subject.rfc4514_string()
+    if _covers(certificate, name) and subject != f"CN={name}":
+        yield Problem(host, key, f"{path} has the subject {subject!r}, and nodes know CN={name}", remedy)
+    with suppress(x509.ExtensionNotFound):
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+            yield Problem(host, key, f"{path} is not for clients: it lacks the usage clientAuth", remedy)
 
 
 def source_problems(

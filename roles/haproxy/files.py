@@ -62,11 +62,10 @@ _LOG = {
 
 @dataclass(frozen=True)
 class Pool:
-    """The nodes that serve a model, and how they are asked whether it answers."""
+    """The nodes that serve a model, each with its engine, and how they are asked whether it answers."""
 
     model: str
-    nodes: tuple[Node, ...]
-    engines: tuple[Engine, ...]
+    members: tuple[tuple[Node, Engine], ...]
 
     @property
     def name(self) -> str:
@@ -74,14 +73,9 @@ class Pool:
         return f"pool_{self.model}"
 
     @property
-    def concurrent(self) -> int:
-        """Requests that each of the nodes can work on."""
-        return min(engine.concurrent for engine in self.engines)
-
-    @property
     def probe_path(self) -> str:
         """What the health check calls."""
-        paths = {route.path for engine in self.engines for route in engine.routes}
+        paths = {route.path for _, engine in self.members for route in engine.routes}
         return "/v1/completions" if "/v1/completions" in paths else "/v1/embeddings"
 
     @property
@@ -99,10 +93,7 @@ def pools(nodes: Sequence[Node]) -> list[Pool]:
     for node in nodes:
         for engine in node.engines:
             found.setdefault(engine.model, []).append((node, engine))
-    return [
-        Pool(model, tuple(node for node, _ in pairs), tuple(engine for _, engine in pairs))
-        for model, pairs in sorted(found.items())
-    ]
+    return [Pool(model, tuple(members)) for model, members in sorted(found.items())]
 
 
 def files(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificate) -> list[Managed]:

@@ -78,8 +78,8 @@ class HaproxySettings(RoleSettings):
         ge=1,
         le=4096,
         description=(
-            "Requests larger than 48 KiB that are answered at the same time, each held in memory. Others wait their "
-            "turn."
+            "Requests larger than 48 KiB, or nested deeper than 20 levels, that are answered at the same time, each "
+            "held in memory. Others wait their turn."
         ),
     )
     answer_seconds: int = Field(
@@ -92,12 +92,23 @@ class HaproxySettings(RoleSettings):
         default=30, ge=1, le=600, description="How long a request waits for a free node, before a 503 with Retry-After."
     )
     queue_requests: int = Field(
-        default=256, ge=1, description="Requests for one model that may wait. The next gets a 503 with Retry-After."
+        default=256,
+        ge=1,
+        description=(
+            "Requests for one model that may wait, and as many large ones whose model is yet to be read. The next gets "
+            "a 503 with Retry-After."
+        ),
     )
     slow_start_seconds: int = Field(
         default=30, ge=0, le=600, description="Time over which a node that is back gets its whole share."
     )
-    connections: int = Field(default=20000, ge=100, le=1000000, description="Client connections at the same time.")
+    # Two files each, and the kernel gives a process 1048576.
+    connections: int = Field(
+        default=20000,
+        ge=100,
+        le=500000,
+        description="Client connections at the same time. One too many is refused at once.",
+    )
     metrics_port: int = Field(default=8405, ge=1024, le=65535, description="TCP port of the Prometheus endpoint.")
     metrics_zones: list[str] = Field(default=["monitoring"], description="Zones in which Prometheus is.")
 
@@ -134,4 +145,5 @@ class HaproxySettings(RoleSettings):
             name=self.node_name,
             name_key="haproxy_node_name",
         )
+        yield from certificates.client_problems(host, "haproxy_node_certificate", self.node_certificate, self.node_name)
         yield from certificates.authority_problems(host, "haproxy_node_ca", self.node_ca)

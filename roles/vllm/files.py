@@ -5,14 +5,16 @@ from __future__ import annotations
 from quench import Engine, Managed, ManagedDirectory, ManagedFile, Peer, Route, template, to_yaml
 from roles.vllm.settings import ServedModel, VllmSettings
 
-# What vLLM offers to clients, of all that it serves. Everything else it serves is open to whoever
-# reaches its port, with or without its --api-key: docs.vllm.ai, usage/security.
-ROUTES = (
-    Route("POST", "/v1/chat/completions"),
-    Route("POST", "/v1/completions"),
-    Route("POST", "/v1/embeddings"),
-    Route("POST", "/v1/responses"),
-)
+# What vLLM offers to clients, of all that it serves; it refuses what its model is not for. Everything else it serves is
+# open to whoever reaches its port, with or without its --api-key: docs.vllm.ai, usage/security.
+ROUTES = {
+    "generate": (
+        Route("POST", "/v1/chat/completions"),
+        Route("POST", "/v1/completions"),
+        Route("POST", "/v1/responses"),
+    ),
+    "embed": (Route("POST", "/v1/embeddings"),),
+}
 
 # What the role shuts, and a model's engine_args may open again: with a comment in the file.
 _SHUT: dict[str, object] = {
@@ -42,7 +44,7 @@ def environment_folder(version: str) -> str:
 def engines(settings: VllmSettings) -> list[Engine]:
     """What a host serves, for the proxies in front of it."""
     return [
-        Engine(name, model.port, ROUTES, group="vllm", concurrent=model.concurrent)
+        Engine(name, model.port, ROUTES[model.kind], group="vllm", concurrent=model.concurrent)
         for name, model in settings.models.items()
     ]
 

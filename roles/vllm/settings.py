@@ -61,6 +61,13 @@ class ServedModel(Model):
     """One model, served by one unit, `vllm@NAME.service`."""
 
     port: int = Field(ge=1024, le=65535, description="TCP port on the loopback address.", examples=[8000])
+    kind: Literal["generate", "embed"] = Field(
+        default="generate",
+        description=(
+            "What the model is for: `generate` is chats, completions and responses, `embed` is embeddings. Clients may "
+            "call that alone, and balancers ask for it to learn whether the model answers."
+        ),
+    )
     revision: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Revision of the weights. Each has a folder of its own: /srv/models/NAME/REVISION.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import runpy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,44 @@ def up(folder: Path) -> Fleet:
 
 
 def servers(balancer: Node) -> list[haproxy.Server]:
-    """The nodes as a balancer sees them."""
-    lines = balancer.root("echo 'show stat' | socat -t 5 - /run/haproxy/admin.sock").splitlines()
-    return [server for server in haproxy.servers(lines) if server.pool.startswith("pool_")]
+    """The nodes as a balancer sees them; none if it cannot be asked."""
+    try:
+        found = haproxy.servers(_ask(balancer, "show stat").splitlines())
+    except ValueError:
+        return []
+    return [server for server in found if server.pool.startswith("pool_")]
+
+
+def _ask(balancer: Node, command: str) -> str:
+    return balancer.root(f"echo '{command}' | socat -t 5 - /run/haproxy/admin.sock", check=False)
+
+
+@contextmanager
+def alone(fleet: Fleet, node: Node) -> Iterator[None]:
+    """One node gets all requests: at each balancer, the others are in maintenance meanwhile."""
+
+    def others(state: haproxy.State) -> None:
+        for one in fleet.balancers:
+            chosen = [server for server in servers(one) if server.name != node.name]
+            if answer := _ask(one, haproxy.set_state(chosen, state)).strip():
+                raise LabError(f"{one.name}: {answer}")
+
+    others("maint")
+    try:
+        yield
+    finally:
+        others("ready")
+        wait_until_up(fleet)
 
 
 def wait_until_up(fleet: Fleet, seconds: float = 60) -> None:
     """Wait until every balancer sends every node requests."""
-    wait(lambda: all(server.up for one in fleet.balancers for server in servers(one)), "nodes are down", seconds)
+
+    def up() -> bool:
+        seen = [servers(one) for one in fleet.balancers]
+        return all(found and all(server.up for server in found) for found in seen)
+
+    wait(up, "nodes are down", seconds)
 
 
 def wait(condition: Callable[[], bool], otherwise: str, seconds: float) -> None:

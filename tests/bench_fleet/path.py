@@ -48,7 +48,7 @@ def start_engines(fleet: Fleet) -> None:
 
 
 def rates(fleet: Fleet, program: Path | None) -> Rates:
-    """Requests a second of the engine alone, of the way through the fleet, and of the Python router, in turns."""
+    """Requests a second of a node's engine, of the way through the fleet, and of the Python router, in turns."""
     found, node = Rates(), fleet.nodes[0]
     headers = {"Content-Type": "application/json"}
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 1}).encode()

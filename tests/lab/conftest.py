@@ -61,7 +61,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         "other": {"keys": [entry("other")], "models": []},
         "two": {"keys": [entry("two-old"), entry("two-new")]},
     }
-    changes = {name: {"haproxy_clients": clients, "haproxy_body_mebibytes": 2} for name in ("lb1", "lb2")}
+    settings = {"haproxy_clients": clients, "haproxy_body_mebibytes": 2, "haproxy_queue_requests": 4}
+    changes = dict.fromkeys(("lb1", "lb2"), settings)
     systems = {"node1": "debian-12", "node2": "debian-13", "node3": "debian-12"}
     nodes = [HostSpec(name, system, packages=STOCK) for name, system in systems.items()]
     yield from fleet_of("test-fleet", tmp_path_factory.mktemp("fleet"), [*BALANCERS, *nodes], **changes)

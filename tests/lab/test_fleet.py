@@ -170,6 +170,9 @@ def test_too_many_requests_are_429_and_only_for_that_client(balancer: Node) -> N
     assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
     assert int(answers[-1].headers["Retry-After"]) > 0
     assert call(balancer, "/v1/models").status == 200
+    # The refused ones do not count, or whoever goes on asking would be refused for ever.
+    (line,) = [line for line in ask(balancer, "show table counts").splitlines() if "key=slow " in line]
+    assert "gpc0_rate(60000)=3 " in f"{line} "
 
 
 def test_too_many_requests_at_the_same_time_are_429(fleet: Fleet) -> None:
@@ -191,6 +194,16 @@ def test_the_model_is_found_behind_a_prompt_of_any_size(balancer: Node, size: in
     wrong = question(messages=[{"role": "user", "content": "x" * size}]) | {"model": "other"}
     answer = call(balancer, CHAT, chunked=chunked, body=wrong)
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+# HAProxy reads 20 levels, and the body router's JSON.parse 32.
+@pytest.mark.parametrize("levels", [10, 25, 60])
+def test_the_model_is_found_behind_tools_of_any_depth(balancer: Node, levels: int) -> None:
+    tools = json.loads('{"model": ' * levels + '"other"' + "}" * levels)
+    messages = [{"role": "user", "content": '"model": "other" é \\'}]
+    for model, status in ((MODEL, 200), ("other", 404)):
+        answer = call(balancer, CHAT, body={"tools": [tools], "messages": messages, "max_tokens": 1, "model": model})
+        assert answer.status == status, answer.body
 
 
 def test_a_stream_behind_a_large_prompt_comes_word_by_word(fleet: Fleet) -> None:
@@ -226,7 +239,7 @@ def test_a_request_that_is_too_large_is_413_before_it_is_sent(balancer: Node) ->
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"model": 5}', b'{"model": {"a": 1}}', b'{"x": "model"}'])
 def test_a_request_that_names_no_model_is_refused(balancer: Node, body: bytes) -> None:
     answer = call(balancer, CHAT, body=body or b" ")
-    assert answer.status in (400, 404)
+    assert answer.status == (404 if body == b'{"model": 5}' else 400), answer.body
     assert answer.error["type"] == "invalid_request_error"
 
 
@@ -379,7 +392,11 @@ def test_a_reload_loses_nothing_and_what_was_drained_stays_drained(fleet: Fleet)
             time.sleep(1)
     assert lost(tally) == []
     assert servers(balancer)["node2"]["status"].startswith("DRAIN")
+    # Nor does a stop and a start bring it back, as a boot has them.
+    balancer.root("systemctl restart haproxy.service")
+    assert wait(lambda: servers(balancer)["node2"]["status"].startswith("DRAIN"), 10)
     ask(balancer, "set server pool_tiny-llama/node2 state ready")
+    assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
 
 
 def test_requests_move_from_a_node_to_others_by_weight(fleet: Fleet, tmp_path: Path) -> None:
@@ -396,6 +413,48 @@ def test_requests_move_from_a_node_to_others_by_weight(fleet: Fleet, tmp_path: P
             after = {name: int(row["stot"]) for name, row in servers(balancer).items()}
             assert {name for name in after if after[name] > before[name]} == wanted
     assert lost(tally) == []
+
+
+def test_a_standby_node_gets_requests_when_no_other_can(fleet: Fleet, tmp_path: Path) -> None:
+    balancer, standby = fleet.balancers[0], fleet.nodes[2].name
+    others = [node.name for node in fleet.nodes if node.name != standby]
+
+    def run(folder: str, changes: dict[str, Any]) -> None:
+        (tmp_path / folder).mkdir()
+        inventory = write_inventory(tmp_path / folder, {**fleet.changes, **changes})
+        done = run_pyinfra(balancer, "-y", "--limit", "lb1", inventory=inventory, deploy=BALANCER_DEPLOY)
+        assert done.code == 0, done.text[-3000:]
+
+    def served() -> set[str]:
+        before = {name: int(row["stot"]) for name, row in servers(balancer).items()}
+        assert [call(balancer, CHAT, body=question()).status for _ in range(9)] == [200] * 9
+        return {name for name, row in servers(balancer).items() if int(row["stot"]) > before[name]}
+
+    run("standby", {standby: {"nginx_standby": True}})
+    try:
+        assert standby not in served()
+        for name in others:
+            ask(balancer, f"set server pool_tiny-llama/{name} state maint")
+        assert served() == {standby}
+    finally:
+        for name in others:
+            ask(balancer, f"set server pool_tiny-llama/{name} state ready")
+        run("again", {})
+    assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_haproxy_takes_the_balance_by_session(fleet: Fleet, number: int) -> None:
+    # The lines of the template in the place of the one that this fleet has.
+    balancer, path = fleet.balancers[number], "/etc/haproxy/session.cfg"
+    lines = ["balance hash req.hdr(x-session-id)", "hash-type consistent", "hash-balance-factor 150"]
+    text = balancer.root("cat /etc/haproxy/haproxy.cfg")
+    assert text.count("    balance leastconn\n") == 1
+    write(balancer, path, text.replace("balance leastconn\n", "\n    ".join([*lines, ""])) + "\n")
+    try:
+        balancer.root(f"cd / && setpriv --reuid=haproxy --regid=haproxy --init-groups haproxy -c -q -f {path}")
+    finally:
+        balancer.root(f"rm {path}")
 
 
 def test_new_certificates_of_the_balancers_cost_no_request(
@@ -426,7 +485,8 @@ def serial(balancer: Node) -> int:
 def test_a_node_that_is_killed_ends_what_it_had_and_nothing_else(fleet: Fleet) -> None:
     balancer, node = fleet.balancers[0], fleet.nodes[2]
     try:
-        with running(fleet.load(key=key_of("demo"), streams=9, stream_words=200, plain=6)) as tally:
+        # The client itself is patient: what ends within 40 s is ended by the balancer.
+        with running(fleet.load(key=key_of("demo"), streams=9, stream_words=200, plain=6, timeout=60)) as tally:
             tally.wait(lambda tally: tally.flowing >= 9)
             had = int(servers(balancer)[node.name]["scur"])
             labs.switch_off(node.lab, node.name)
@@ -440,6 +500,7 @@ def test_a_node_that_is_killed_ends_what_it_had_and_nothing_else(fleet: Fleet) -
     # What had been sent to it may end with it. What came later went elsewhere, and no other stream was cut.
     assert [str(request) for request in tally.bad if request.start > gone] == []
     assert len([request for request in tally.bad if request.kind == "stream"]) <= had
+    assert [str(request) for request in tally.bad if request.end > gone + 40] == []
     assert [str(request) for request in tally.requests if request.outcome == "refused"] == []
     assert wait(lambda: servers(balancer)[node.name]["status"] == "UP", 60)
 
@@ -454,6 +515,24 @@ def test_where_no_node_is_up_the_answer_is_503_and_says_when_to_come_back(fleet:
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
     assert answer.error["type"] == "server_error"
     assert wait(lambda: all(row["status"] == "UP" for row in servers(balancer).values()), 30)
+
+
+def test_a_full_house_lets_some_wait_and_tells_the_others_when_to_come_back(fleet: Fleet) -> None:
+    balancer = fleet.balancers[0]
+    limits = {name: row["slim"] for name, row in servers(balancer).items()}
+    for name in limits:
+        ask(balancer, f"set maxconn server pool_tiny-llama/{name} 1")
+    try:
+        # One for each node, four that wait, and two who come again when they are told to.
+        with running(fleet.load(key=key_of("demo"), streams=9, stream_words=150, timeout=60)) as tally:
+            tally.wait(lambda tally: tally.flowing == 3 and tally.count()["refused"] == 2)
+            answer = call(balancer, CHAT, body=question())
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert "busy" in answer.error["message"]
+    finally:
+        for name, limit in limits.items():
+            ask(balancer, f"set maxconn server pool_tiny-llama/{name} {limit}")
+    assert [str(request) for request in tally.bad] == []
 
 
 def longest_silence(fleet: Fleet, act: Callable[[], object]) -> float:

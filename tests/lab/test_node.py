@@ -125,7 +125,7 @@ def listed(node: Node) -> set[tuple[str, str]]:
     from roles.nginx.files import routes
     from roles.vllm.files import ROUTES
 
-    return {(route.method, route.path) for route in routes([Engine(MODEL, 8000, ROUTES)], balanced=False)}
+    return {(route.method, route.path) for route in routes([Engine(MODEL, 8000, ROUTES["generate"])], balanced=False)}
 
 
 def raw_request(node: Node, method: str, path: str, key: str | None) -> int:

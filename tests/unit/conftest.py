@@ -77,7 +77,7 @@ def exporter_data(pki):
 
 @pytest.fixture
 def engines():
-    return [Engine("llama", 8000, ROUTES)]
+    return [Engine("llama", 8000, ROUTES["generate"])]
 
 
 @pytest.fixture

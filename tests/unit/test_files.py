@@ -103,7 +103,7 @@ def test_the_same_settings_give_the_same_bytes_in_another_process(nginx_data, ma
         "from roles.nginx import NginxSettings, files\n"
         "from roles.vllm.files import ROUTES\n"
         f"settings = NginxSettings.load('node1', {nginx_data | {'nginx_clients': clients}!r})\n"
-        "managed = files(settings, [Engine('a', 1, ROUTES), Engine('b', 2, ROUTES)], Certificate())\n"
+        "managed = files(settings, [Engine(kind, 1, ROUTES[kind]) for kind in ROUTES], Certificate())\n"
         "print([file.content for file in managed if isinstance(file, ManagedFile)])\n"
     )
     trees = {

@@ -2,13 +2,22 @@
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from quench import Certificate, Engine, Node, Route
+from quench import Certificate, Engine, Node, Peer, Route
 from roles.haproxy import HaproxySettings, files
 from roles.haproxy.files import pools
+from roles.vllm import served
 
 TEXT = (Route("POST", "/v1/chat/completions"), Route("POST", "/v1/completions"))
 LLAMA = Engine("llama", 8000, TEXT, concurrent=64)
@@ -82,8 +91,55 @@ def test_what_cannot_work_is_said(data, change, key, words):
     assert words in found[0].what
 
 
+@pytest.fixture
+def issued(data, tmp_path):
+    """The balancer's data with a client certificate of this subject and usage."""
+
+    def issue(subject, *usages):
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name.from_rfc4514_string(subject)
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+        names = x509.SubjectAlternativeName([x509.DNSName("lb1.example.org")])
+        builder = builder.add_extension(names, critical=False)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        certificate = builder.sign(key, hashes.SHA256())
+        (tmp_path / "lb1.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (tmp_path / "lb1.key").write_bytes(pem)
+        paths = {"certificate": f"{tmp_path}/lb1.crt", "private_key": f"file:{tmp_path}/lb1.key"}
+        return data | {f"haproxy_node_{name}": value for name, value in paths.items()}
+
+    return issue
+
+
+SERVER, CLIENTS = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+
+
+@pytest.mark.parametrize(
+    ("subject", "usages", "words"),
+    [
+        ("CN=lb1.example.org", [], ""),
+        ("CN=lb1.example.org", [SERVER, CLIENTS], ""),
+        (
+            "CN=lb1.example.org,O=Example",
+            [CLIENTS],
+            "has the subject 'CN=lb1.example.org,O=Example', and nodes know CN=",
+        ),
+        ("O=Example", [CLIENTS], "has the subject 'O=Example', and nodes know CN="),
+        ("CN=lb1.example.org", [SERVER], "lacks the usage clientAuth"),
+    ],
+)
+def test_a_client_certificate_that_nodes_would_not_take_is_said(issued, subject, usages, words):
+    # They compare the whole subject, and would answer 401 or 400 to each request and each check.
+    found = list(HaproxySettings.load("lb1", issued(subject, *usages)).problems("lb1"))
+    assert [problem.key for problem in found] == ["haproxy_node_certificate"] * bool(words)
+    assert all(words in problem.what for problem in found)
+
+
 def test_each_model_has_a_pool_of_the_nodes_that_serve_it():
-    assert {pool.model: [node.name for node in pool.nodes] for pool in pools(NODES)} == {
+    assert {pool.model: [node.name for node, _ in pool.members] for pool in pools(NODES)} == {
         "embed": ["node2"],
         "llama": ["node1", "node2", "node3"],
         "qwen": ["node1"],
@@ -101,7 +157,7 @@ def test_no_server_is_defined_twice_in_a_pool(configuration):
 
 def test_slowstart_and_checks_hold_for_every_server(configuration):
     (default,) = [line for line in section(configuration(), "backend pool_llama") if line.startswith("default-server ")]
-    assert {"check", "slowstart", "30s", "verify", "required", "maxconn", "64"} <= set(default.split())
+    assert {"check", "slowstart", "30s", "verify", "required"} <= set(default.split())
 
 
 def test_there_are_timeouts_and_the_mode_is_http(configuration):
@@ -112,6 +168,21 @@ def test_there_are_timeouts_and_the_mode_is_http(configuration):
     assert {"client", "server", "connect", "queue", "http-request", "http-keep-alive", "check"} <= timeouts
 
 
+def test_a_node_or_a_client_without_power_is_found_out(configuration):
+    # Else the other side waits as long as an answer may be silent, and a client's place is taken for as long.
+    lines = section(configuration(), "defaults")
+    for side in ("cli", "srv"):
+        words = [line.split() for line in lines if line.startswith(f"{side}tcpka-")]
+        seconds = {name: int(value.rstrip("s")) for name, value in words}
+        assert f"option {side}tcpka" in lines
+        end = seconds[f"{side}tcpka-idle"] + seconds[f"{side}tcpka-intvl"] * seconds[f"{side}tcpka-cnt"]
+        assert end == 25
+    (server,) = [line for line in section(configuration(), "backend pool_llama") if line.startswith("default-server ")]
+    binds = [line for line in section(configuration(), "frontend clients") if line.startswith("bind ")]
+    assert len(binds) == 2
+    assert all(" tcp-ut 25s" in line for line in [server, *binds])
+
+
 @pytest.mark.parametrize(("model", "path"), [("llama", "/v1/completions"), ("embed", "/v1/embeddings")])
 def test_health_means_that_the_model_answers(configuration, model, path):
     # [guides 15] A list of models, or of files, is 200 with a dead GPU.
@@ -120,6 +191,15 @@ def test_health_means_that_the_model_answers(configuration, model, path):
     assert f"meth POST uri {path} " in send
     assert json.loads(re.search(r"body '(.*)'", send)[1])["model"] == model
     assert "http-check expect status 200" in lines
+
+
+def test_an_embedding_model_is_asked_for_an_embedding_and_for_nothing_else(configuration, vllm_data):
+    # vLLM refuses it a completion, and no node of its pool would ever be up.
+    models = {"bge": {"port": 8000, "revision": "1", "gpus": [0], "kind": "embed"}}
+    (engine,) = served(Peer("node1", vllm_data | {"vllm_models": models}))
+    assert [(route.method, route.path) for route in engine.routes] == [("POST", "/v1/embeddings")]
+    text = configuration([Node("node1", "10.0.30.11", 443, "node1.example.org", (engine,))])
+    assert "http-check send meth POST uri /v1/embeddings " in text and "completions" not in text
 
 
 def test_the_socket_can_drain_and_is_on_no_network(configuration):
@@ -144,8 +224,12 @@ def test_the_way_to_the_nodes_is_encrypted_and_checked(configuration):
     assert "verify none" not in configuration()
 
 
-def test_weights_and_standby_are_the_nodes_own(configuration):
-    servers = {line.split()[1]: line for line in section(configuration(), "backend pool_llama") if "weight" in line}
+def test_weights_limits_and_standby_are_the_nodes_own(configuration):
+    small = Node("node4", "10.0.30.14", 443, "node4.example.org", (Engine("llama", 8000, TEXT, concurrent=8),))
+    lines = section(configuration((*NODES, small)), "backend pool_llama")
+    servers = {line.split()[1]: line for line in lines if line.startswith("server ")}
+    limits = {name: int(re.search(r" maxconn (\d+) ", line)[1]) for name, line in servers.items()}
+    assert limits == {"node1": 64, "node2": 64, "node3": 64, "node4": 8}
     assert "weight 50" in servers["node2"]
     assert [name for name, line in servers.items() if line.endswith(" backup")] == ["node3"]
 
@@ -178,11 +262,37 @@ def test_refusals_say_when_to_come_back(configuration):
     assert [line for line in refusals if "Retry-After" not in line.replace(" hdr ", " ")] == []
 
 
+def test_only_what_both_limits_let_through_counts_for_the_rate(configuration):
+    # Who comes back as Retry-After says, while all of his requests count, is refused for ever.
+    (table,) = [line for line in section(configuration(), "backend counts") if line.startswith("stick-table ")]
+    assert "gpc0_rate(60s),conn_cur" in table.split() and "http_req_rate" not in configuration()
+    lines = section(configuration(), "frontend clients")
+    refusals = [number for number, line in enumerate(lines) if " status 429 " in line]
+    assert len(refusals) == 2
+    assert lines.index("http-request sc-inc-gpc0(0)") > max(refusals)
+
+
+def test_a_full_house_leaves_room_for_the_check_of_keepalived(configuration):
+    # A check that waits with the clients moves the address, and the clients with it, to the other balancer.
+    text = configuration(haproxy_connections=500)
+    (limit,) = [int(line.split()[1]) for line in section(text, "global") if line.startswith("maxconn ")]
+    lines = section(text, "frontend clients")
+    assert "tcp-request connection reject if !from_here { fe_conn gt 500 }" in lines
+    assert limit > 500 and not [line for line in lines if line.startswith("maxconn ")]
+
+
 def test_every_error_body_is_json(configuration):
     bodies = re.findall(r" string '(.*?)'(?: |$)", configuration(), re.MULTILINE)
     assert len(bodies) > 10
     for text in bodies:
         assert json.loads(text)["error"]["message"]
+
+
+def test_the_allow_list_is_what_the_engines_have_and_the_list_of_models(configuration):
+    (line,) = [line for line in section(configuration(), "frontend clients") if line.startswith("acl listed ")]
+    calls = ["GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings"]
+    # One rule for all: it is one look into a tree, and not a comparison for each.
+    assert shlex.split(line) == ["acl", "listed", "var(txn.call)", "-m", "str", *calls]
 
 
 def test_the_log_is_one_json_object_without_key_and_query(rendered):
@@ -208,13 +318,106 @@ def test_maps_have_hashes_and_no_comment(rendered):
     assert [model["id"] for model in json.loads(lists["only"])["data"]] == ["qwen"]
 
 
+def test_two_clients_of_two_models_see_and_use_only_their_own(rendered):
+    texts = rendered(
+        haproxy_clients={
+            "team-a": {**CLIENT, "models": ["llama"]},
+            "team-b": {**CLIENT, "keys": [KEY_B], "models": ["qwen"]},
+        }
+    )
+    assert texts["/etc/haproxy/quench/pools.map"].splitlines() == ["team-a/llama pool_llama", "team-b/qwen pool_qwen"]
+    lists = dict(line.split(" ", 1) for line in texts["/etc/haproxy/quench/lists.map"].splitlines())
+    seen = {name: [model["id"] for model in json.loads(text)["data"]] for name, text in lists.items()}
+    assert seen == {"team-a": ["llama"], "team-b": ["qwen"]}
+    text = texts["/etc/haproxy/haproxy.cfg"]
+    # The map is the only way to a pool, by both ways that a request takes.
+    for name in ("clients", "routed"):
+        lines = section(text, f"frontend {name}")
+        ways = {line for line in lines if "use_backend" in line or "default_backend" in line}
+        assert ways <= {"use_backend body_router if !named", "use_backend %[var(txn.pool)]"}
+        (pool,) = [line for line in lines if line.startswith("http-request set-var(txn.pool) ")]
+        assert pool.endswith(" var(txn.client),concat(/,txn.model),map_str(/etc/haproxy/quench/pools.map)")
+    for model in ("llama", "qwen"):
+        assert f"http-request set-header X-Model {model}" in section(text, f"backend pool_{model}")
+
+
 KEY_B = {"sha256": "b" * 64, "expires": "2030-06-30"}
+
+
+# The body router's answer to a request, where JSON.parse reads nothing, as it does in njs behind 32 levels.
+ROUTE = """
+const parse = JSON.parse;
+JSON.parse = (text) => { if (/[{[]/.test(text)) throw new SyntaxError("deep"); return parse(text); };
+const body = require("fs").readFileSync(0);
+const r = { requestText: body.toString(), requestBuffer: body, variables: {}, subrequest() {} };
+route(r);
+process.stdout.write(JSON.stringify(r.variables.model));
+"""
+DEEP = "[" * 40 + "1" + "]" * 40
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed here")
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        ('{"tools": %s, "model": "llama"}', "llama"),
+        ('{"model": "llama", "tools": %s}', "llama"),
+        ('{"tools": [{"model": "other", "x": %s}], "model": "llama"}', "llama"),
+        ('{"a": "\\"model\\": \\"other\\", \\\\", "model":\n"llama", "tools": %s}', "llama"),
+        ('{"a": "model", "b": "other", "tools": %s}', ""),
+        ('{"mod\\u0065l": "ll\\u0061ma", "tools": %s}', "llama"),
+        ('{"é": "é", "model": "llama", "tools": %s}', "llama"),
+        # Of a name that is given twice, the last counts, as for JSON.parse.
+        ('{"model": "other", "tools": %s, "model": "llama"}', "llama"),
+        ('{"model": "other", "tools": %s, "model": 5, "a": "llama"}', ""),
+        ('{"model": "other", "tools": %s, "model": {"a": "llama"}}', ""),
+        ('["model", %s, "llama"]', ""),
+        ('{"tools": %s, "model": "llam', ""),
+        ('{"tools": %s, "model": "a b"}', ""),
+        ("{%s", ""),
+    ],
+)
+def test_the_body_router_finds_the_outermost_model_at_any_depth(rendered, body, model):
+    script = rendered()["/etc/haproxy/body-router/router.js"].replace("export default { route };", ROUTE)
+    done = subprocess.run(
+        ["node", "-e", script], input=(body % DEEP).encode(), capture_output=True, check=True, timeout=20
+    )
+    assert json.loads(done.stdout) == model
+
+
+def test_a_queue_has_an_end(configuration):
+    text = configuration(haproxy_queue_requests=7)
+    for name in ("body_router", "pool_llama", "pool_qwen", "pool_embed"):
+        (refusal,) = [line for line in section(text, f"backend {name}") if " status 503 " in line]
+        assert refusal.endswith(" hdr Retry-After 5 if { queue ge 7 }")
+
+
+def test_a_reload_closes_no_connection_on_which_a_request_is_coming(configuration):
+    for name in ("clients", "routed"):
+        assert "option idle-close-on-response" in section(configuration(), f"frontend {name}")
+
+
+def test_where_haproxy_finds_no_model_the_body_router_looks(configuration):
+    lines = section(configuration(), "frontend clients")
+    assert "acl named var(txn.model) -m found" in lines
+    assert lines[-2:] == ["use_backend body_router if !named", "use_backend %[var(txn.pool)]"]
+    assert not [line for line in lines if "model_missing" in line]
+    assert [line for line in section(configuration(), "frontend routed") if "model_missing" in line]
 
 
 def test_nothing_runs_as_root(rendered):
     for name in ("haproxy", "body-router"):
         lines = rendered()[f"/etc/systemd/system/{name}.service"].splitlines()
         assert "User=haproxy" in lines and "NoNewPrivileges=yes" in lines
+
+
+def test_no_setting_of_numbers_changes_the_unit(rendered):
+    # A change of the unit is a restart, which closes the port until the last answer has ended.
+    numbers = {"connections": 500, "answer_seconds": 1, "queue_seconds": 1, "large_requests": 1, "body_mebibytes": 1}
+    changed = rendered(**{f"haproxy_{name}": value for name, value in numbers.items()})
+    for name in ("haproxy", "body-router"):
+        path = f"/etc/systemd/system/{name}.service"
+        assert changed[path] == rendered()[path]
 
 
 def test_a_reload_keeps_what_was_drained(rendered):
@@ -230,16 +433,52 @@ STATE = """\
 4 pool_llama 1 node1 10.0.30.11 2 8 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
 4 pool_llama 2 node2 10.0.30.12 2 0 50 50 5 6 3 4 6 0 0 0 - 8443 - 0 0 - - 0
 4 pool_llama 3 node3 10.0.30.99 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+4 pool_llama 4 node4 10.0.30.99 2 0 100 100 5 6 3 4 6 0 0 0 node4.example.org 443 - 0 0 - - 0
 10 pool_gone 1 node1 10.0.30.11 2 0 100 100 5 6 3 4 6 0 0 0 - 443 - 0 0 - - 0
+
 """
 
 
-def test_the_state_of_a_node_with_another_address_or_port_is_forgotten(rendered, tmp_path):
-    texts = rendered()
+@pytest.fixture
+def kept(rendered, tmp_path, monkeypatch):
+    """The state file after the script has run, with this as the answer of HAProxy's socket."""
+    texts = rendered((*NODES, Node("node4", "node4.example.org", 443, "node4.example.org", (LLAMA,))))
     (tmp_path / "haproxy.cfg").write_text(texts["/etc/haproxy/haproxy.cfg"])
     script = texts["/usr/local/lib/quench/haproxy-server-state"]
-    program = re.search(r"awk '(.*?)'", script, re.DOTALL)[1]
-    command = ["awk", program, str(tmp_path / "haproxy.cfg"), "-"]
-    kept = subprocess.run(command, input=STATE, capture_output=True, text=True, check=True).stdout.splitlines()
-    # node1 is drained, and stays so. node2 has another port by now, node3 another address, and a pool is gone.
-    assert kept == STATE.splitlines()[:3]
+    script = script.replace("/var/lib/haproxy", str(tmp_path)).replace("/etc/haproxy", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    def run(answer):
+        (tmp_path / "answer").write_text(answer)
+        (tmp_path / "socat").write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+        (tmp_path / "socat").chmod(0o755)
+        done = subprocess.run(["sh", "-c", script], check=False)
+        return done.returncode, (tmp_path / "server-state").read_text().splitlines()
+
+    return run
+
+
+def test_the_state_of_a_node_with_another_address_or_port_is_forgotten(kept):
+    # node1 is drained, and stays so. node2 has another port by now, node3 another address, and a pool is gone. node4 is
+    # called by its name.
+    lines = STATE.splitlines()
+    assert kept(STATE) == (0, [*lines[:3], lines[5], ""])
+
+
+@pytest.mark.parametrize("answer", ["", "1\n", STATE[: STATE.index("4 pool")] + "\n", STATE[:-1]])
+def test_an_answer_that_is_not_whole_leaves_the_state_as_it_was(kept, answer):
+    _, before = kept(STATE)
+    code, after = kept(answer)
+    assert (code != 0, after) == (True, before)
+
+
+def test_a_boot_before_names_are_known_is_tried_until_they_are(rendered):
+    # With `none` HAProxy starts without these nodes, and never asks for their names again.
+    assert " init-addr libc check " in rendered()["/etc/haproxy/haproxy.cfg"]
+    unit = rendered()["/etc/systemd/system/haproxy.service"]
+    assert {"Restart=always", "RestartSec=1", "StartLimitIntervalSec=0"} <= set(unit.splitlines())
+
+
+def test_a_boot_brings_no_drained_node_back(rendered):
+    unit = rendered()["/etc/systemd/system/haproxy.service"]
+    assert "\nExecStop=-/usr/local/lib/quench/haproxy-server-state\n" in unit

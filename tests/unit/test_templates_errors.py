@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from quench import Certificate, ManagedFile
+from quench.contracts import HEALTH_CLIENT
 from roles.logrotate import LogrotateSettings
 from roles.logrotate import files as logrotate_files
 from roles.nginx import NginxSettings
@@ -47,13 +48,20 @@ def directives(text, context=()):
     return found
 
 
+# A check that makes sense for a node of its own and for one behind balancers; without it, for the former.
+both = pytest.mark.parametrize("nginx_tree", ["alone", "balanced"], indirect=True)
+
+
 @pytest.fixture
-def nginx_tree(nginx_data, engines, platform, make_client):
+def nginx_tree(request, nginx_data, engines, platform, make_client, pki):
     clients = {
         "team-a": make_client("key-of-team-a", requests_per_minute=30, burst=0, concurrent=2),
         "team-b": make_client("key-of-team-b"),
     }
-    settings = NginxSettings.load("node1", nginx_data | {"platform": platform, "nginx_clients": clients})
+    guard = {"nginx_clients": clients}
+    if getattr(request, "param", "alone") == "balanced":
+        guard = {"nginx_clients": {}, "nginx_balancers": ["lb1.example.org"], "nginx_balancer_ca": f"{pki}/ca.crt"}
+    settings = NginxSettings.load("node1", nginx_data | {"platform": platform} | guard)
     return contents(nginx_files(settings, engines, Certificate()))
 
 
@@ -86,11 +94,13 @@ def test_limit_zones_stand_where_nginx_allows_them(nginx):
     assert where(nginx, "limit_req_zone") == where(nginx, "limit_conn_zone") == {("http",)}
 
 
+@both
 def test_tls_1_3_gets_no_list_of_ciphers_that_it_does_not_know(values):
     assert values("ssl_protocols") == ["TLSv1.3"]
     assert values("ssl_ciphers") == []
 
 
+@both
 def test_http2_is_asked_for_in_the_words_of_the_installed_nginx(values, platform):
     with_parameter = [address.endswith(" http2") for address in values("listen")]
     # From nginx 1.25.1 on the parameter is deprecated; before, the directive does not exist.
@@ -102,6 +112,7 @@ def test_http2_is_asked_for_in_the_words_of_the_installed_nginx(values, platform
         assert values("http2") == ["on"]
 
 
+@both
 def test_no_directive_stands_that_only_a_newer_openssl_or_nginx_knows(values):
     for name in ("ssl_ecdh_curve", "ssl_stapling", "ssl_conf_command", "ssl_reject_handshake", "quic_retry"):
         assert values(name) == []
@@ -121,6 +132,7 @@ def test_a_client_may_send_its_key_in_either_header(nginx_tree):
     assert "headersIn['X-API-Key']" in script
 
 
+@both
 def test_every_refusal_is_json_and_says_so(nginx, values):
     assert values("default_type") == ["application/json"]
     bodies = {
@@ -131,6 +143,7 @@ def test_every_refusal_is_json_and_says_so(nginx, values):
         assert json.loads(body)["error"]["message"]
 
 
+@both
 def test_every_error_page_leads_to_an_answer_of_the_same_status(nginx, values):
     answers = {(b[-1].split()[1], w[1]) for b, w in nginx if w[0] == "return" and "@error_" in b[-1]}
     # nginx's own codes become that of the answer: "=".
@@ -139,6 +152,7 @@ def test_every_error_page_leads_to_an_answer_of_the_same_status(nginx, values):
     assert set(values("error_page")) - pages == {"494 495 496 497 = @error_400"}
 
 
+@both
 def test_an_error_has_all_headers_that_other_answers_have(nginx):
     # add_header in a location takes away those of the server around it.
     server = {w[1] for b, w in nginx if w[0] == "add_header" and b == ("http", "server")}
@@ -147,20 +161,24 @@ def test_an_error_has_all_headers_that_other_answers_have(nginx):
         assert server <= {w[1] for b, w in nginx if w[0] == "add_header" and b == place}, place
 
 
+@both
 def test_no_key_of_a_client_reaches_the_engine(nginx):
     for place in proxying(nginx):
         assert place["proxy_pass_request_headers"] == ["off"]
     sent = {" ".join(words[1:]) for _, words in nginx if words[0] == "proxy_set_header"}
     assert sent
-    assert not any("$http_" in header for header in sent)
+    # A balancer makes the id of a request itself.
+    assert not any("$http_" in header for header in sent - {"X-Request-Id $http_x_request_id"})
 
 
+@both
 def test_the_engine_gets_no_host_that_the_client_chose(nginx):
     hosts = {words[2] for _, words in nginx if words[0] == "proxy_set_header" and words[1].lower() == "host"}
     assert len(hosts) == 1
     assert not any("$" in host for host in hosts)
 
 
+@both
 def test_no_address_that_the_client_names_is_believed(nginx_tree):
     text = nginx_tree["/etc/nginx/nginx.conf"]
     for word in ("$proxy_add_x_forwarded_for", "$http_x_forwarded_for", "$http_x_real_ip", "real_ip_header"):
@@ -176,6 +194,7 @@ def test_no_key_stands_in_any_file_and_its_hash_in_one_that_is_not_open(nginx_da
     assert not any("key-of-team-a" in content for content in nginx_tree.values())
 
 
+@both
 def test_no_port_is_open_without_tls(values):
     listen = values("listen")
     assert listen
@@ -200,7 +219,6 @@ def listed(nginx):
         "GET /v1/models",
         "POST /v1/chat/completions",
         "POST /v1/completions",
-        "POST /v1/embeddings",
         "POST /v1/responses",
     ],
 )
@@ -208,10 +226,13 @@ def test_what_clients_need_is_listed(listed, request_line):
     assert listed(request_line)
 
 
+@both
 @pytest.mark.parametrize(
     "request_line",
     [
         "POST /v1/chat/completions?x=1",
+        # The model here generates.
+        "POST /v1/embeddings",
         # They answer without a key, whatever the engine is told of keys.
         "GET /metrics",
         "GET /version",
@@ -291,6 +312,7 @@ def test_a_long_answer_is_not_cut_off(nginx, values, nginx_data, engines):
     assert int(stop) > 1800
 
 
+@both
 def test_a_picture_or_a_long_context_fits_and_there_is_an_end_to_it(values, nginx_data, engines):
     # nginx's own limit is 1 MiB; the engine has none.
     (size,) = values("client_max_body_size")
@@ -299,16 +321,19 @@ def test_a_picture_or_a_long_context_fits_and_there_is_an_end_to_it(values, ngin
     assert values("client_body_buffer_size") == [size]
 
 
+@both
 def test_each_token_goes_out_as_it_comes(nginx):
     for place in proxying(nginx):
         assert place["proxy_buffering"] == place["gzip"] == place["proxy_cache"] == ["off"]
 
 
+@both
 def test_an_answer_is_never_asked_for_twice(nginx):
     for place in proxying(nginx):
         assert place["proxy_next_upstream"] == ["off"]
 
 
+@both
 def test_nginx_lets_go_of_an_idle_connection_before_vllm_does(nginx):
     idle = [words[1] for blocks, words in nginx if words[0] == "keepalive_timeout" and "upstream" in blocks[-1]]
     assert idle
@@ -321,12 +346,14 @@ def test_nginx_lets_go_of_an_idle_connection_before_vllm_does(nginx):
     assert headers == [["Connection", '""']] * len(proxying(nginx))
 
 
+@both
 def test_the_only_engine_is_never_taken_out_after_a_failure(nginx):
     servers = [words for blocks, words in nginx if words[0] == "server" and "upstream" in blocks[-1]]
     assert servers
     assert all("max_fails=0" in words for words in servers)
 
 
+@both
 def test_sessions_and_versions_are_not_given_away(values):
     assert values("ssl_session_tickets") == values("server_tokens") == ["off"]
 
@@ -338,13 +365,16 @@ def log_format(nginx):
     return "".join(part.strip("'") for part in words[3:])
 
 
+@both
 def test_the_log_holds_no_prompt_no_key_and_no_query_string(log_format):
-    logged = set(re.findall(r"\$(\w+)", log_format))
+    # A balancer makes the id of a request itself.
+    logged = set(re.findall(r"\$(\w+)", log_format.replace("$http_x_request_id", "$request_id")))
     assert {"client", "status", "request_id"} <= logged
     assert not logged & {"request", "request_uri", "request_body", "args", "query_string", "http_referer"}
     assert not any(name.startswith(("http_", "arg_", "cookie_", "sent_http_")) for name in logged)
 
 
+@both
 def test_a_line_of_the_log_is_json(log_format):
     assert json.loads(re.sub(r"\$\w+", "0", log_format))["client"] == "0"
 
@@ -352,6 +382,21 @@ def test_a_line_of_the_log_is_json(log_format):
 def test_every_request_is_logged(values):
     assert values("access_log")
     assert not any("off" in value.split() or "if=" in value for value in values("access_log"))
+
+
+@pytest.mark.parametrize("nginx_tree", ["balanced"], indirect=True)
+def test_behind_balancers_every_request_but_their_own_checks_is_logged(nginx, values):
+    assert values("access_log") == ["/var/log/nginx/access.json gateway if=$logged"]
+    rows = [words for blocks, words in nginx if blocks[-1:] == ("map $client $logged",)]
+    assert rows == [["default", "1"], [HEALTH_CLIENT, "0"]]
+
+
+@pytest.mark.parametrize("nginx_tree", ["balanced"], indirect=True)
+def test_behind_balancers_nobody_is_let_in_without_a_certificate_and_a_name(nginx, values):
+    assert values("ssl_verify_client") == ["on"]
+    rows = [words for blocks, words in nginx if blocks[-1:] == ("map $ssl_client_s_dn $client",)]
+    assert rows == [["default", '""'], ['"CN=lb1.example.org"', "$http_x_client_id"]]
+    assert ("401", 'if ($client = "")') in {(words[1], blocks[-1]) for blocks, words in nginx if words[0] == "return"}
 
 
 # logrotate
@@ -370,6 +415,7 @@ def lines(text):
     return [line.strip() for line in text.splitlines()]
 
 
+@both
 def test_every_log_that_nginx_writes_is_rotated(values, rotation):
     written = {value.split()[0] for value in values("access_log") + values("error_log")}
     assert {Path(path).name for path in written} == {"access.json", "error.log"}
