@@ -41,10 +41,12 @@ while read -r unit active enabled; do
     rm -f "$state/converged/$unit.restart" "$state/converged/$unit.reload"
     [ "$enabled" != enabled ] || systemctl enable --quiet "$unit"
     case $unit:$active in
-    ssh.service:*) systemctl restart "$unit" ;;
-    *:inactive | *:failed | *:unknown) ;;
-    *) systemctl restart "$unit" ;; # also what was only just starting, or reloading
+    ssh.service:*) ;;
+    *:inactive | *:failed | *:unknown) continue ;;
     esac
+    # Also what was only just starting, or reloading. One that failed too often with the new files would not start again.
+    systemctl reset-failed "$unit"
+    systemctl restart "$unit"
 done <"$guard/units"
 
 logger --tag quench "the files of $role are back to what they were: the controller did not come back in time"

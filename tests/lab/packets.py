@@ -72,14 +72,19 @@ def _listener(address: str, port: str) -> socket.socket | None:
 def _answer_calls(listener: socket.socket, name: bytes) -> None:
     while True:
         connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(1)
-            try:
-                # What is not read before the end would reset the connection, and take the answer away.
-                connection.recv(1000)
-                connection.sendall(name)
-            except OSError:
-                pass
+        # Whoever says nothing keeps nobody else waiting.
+        threading.Thread(target=_answer, args=(connection, name)).start()
+
+
+def _answer(connection: socket.socket, name: bytes) -> None:
+    with connection:
+        connection.settimeout(PATIENCE)
+        try:
+            connection.sendall(name)
+            # What is not read before the end would reset the connection, and take the answer away.
+            connection.recv(1000)
+        except OSError:
+            pass
 
 
 def _answer_datagrams(listener: socket.socket, name: bytes) -> None:

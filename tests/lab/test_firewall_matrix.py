@@ -159,9 +159,13 @@ class Heard(NamedTuple):
         return self.source is not self.target and (self.source.firewall or self.target.firewall)
 
     @property
+    def allowed(self) -> bool:
+        return self.port in PASSES.get((self.source.zone, self.target.zone), ())
+
+    @property
     def right(self) -> bool:
         """Whether it is as the table says. A flow that passes is proved by the answer of the one who was called."""
-        if self.port in PASSES.get((self.source.zone, self.target.zone), ()):
+        if self.allowed:
             return self.answer == self.target.name or self.answer.startswith(ANSWERS.get(self.port, "\0"))
         return not self.passed
 
@@ -401,8 +405,8 @@ def assert_as_in_the_table(house: House, record: Record) -> None:
     leaks: list[str] = []
     for _ in range(3):
         matrix = house.matrix()
-        # What passes once and should not has passed. What should and does not may be a machine that is busy.
-        leaks += [str(heard) for heard in matrix.flows if heard.passed and not heard.right]
+        # What passes once and should not has passed. What should and does not, or is cut off, may be a busy machine.
+        leaks += [str(heard) for heard in matrix.flows if heard.passed and not heard.allowed]
         if not matrix.unanswered and not matrix.wrong:
             break
     record("flows_tried", len(matrix.flows))
@@ -424,9 +428,12 @@ def assert_only_the_table_stops_containers(house: House) -> None:
     inward, outward = house.containers()
     assert [str(heard) for heard in inward + outward if heard.passed] == []
     with without_the_table(house):
-        inward, outward = house.containers()
+        for _ in range(3):
+            inward, outward = house.containers()
+            assert [str(heard) for heard in outward if heard.passed] == []
+            if all(heard.passed for heard in inward):
+                break
     assert [str(heard) for heard in inward if not heard.passed] == []
-    assert [str(heard) for heard in outward if heard.passed] == []
     assert {heard.answer for heard in inward} == {"container"}
     # Two hosts, and the controller and five strangers by IPv4 and IPv6, and the world by IPv6.
     assert (len(inward), len(outward)) == (2 * (2 * 6 + 1), 2 * (2 * 6 + 1) * 12)
@@ -446,10 +453,18 @@ def test_without_the_table_for_forwarding_containers_would_go_past_all_zones(pub
 
 def test_a_container_asks_its_host_for_names_and_for_nothing_else(published: House) -> None:
     # podman puts its networks into firewalld's zone `trusted`, which as it comes accepts everything.
-    for party in published.engines:
-        heard = container(published.nodes[party.name]).call([party], list(PORTS))
-        assert len(heard) == 12 * 2
-        assert {one.port for one in heard if one.passed} <= {"53/tcp", "53/udp"}
+    answering: set[str] = set()
+    for _ in range(3):
+        for party in published.engines:
+            heard = container(published.nodes[party.name]).call([party], list(PORTS))
+            assert len(heard) == 12 * 2
+            passed = {one.port for one in heard if one.passed}
+            assert passed <= {"53/tcp", "53/udp"}
+            answering |= {party.name} if passed else set()
+        if answering == set(ENGINES):
+            break
+    # Else a container that calls nobody at all would do.
+    assert answering == set(ENGINES)
 
 
 def test_a_reload_of_firewalld_changes_nothing(published: House, record_property: Record) -> None:

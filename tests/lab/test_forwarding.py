@@ -10,12 +10,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import get_args
 
 import packets
 import pytest
 
+from quench.files import ManagedFile
 from quench.settings import Platform
 from roles.firewall import FirewallSettings, files
 
@@ -88,18 +90,15 @@ class Router:
 
     def passing(self) -> list[tuple[str, str, bool]]:
         """From whom to whom a call is answered, and whether by IPv6."""
-        found = []
-        for source, pid in self.parties.items():
-            called = [(target, address) for target in PARTIES if target != source for address in self.addresses(target)]
-            calls = json.dumps([[address, "80/tcp"] for _, address in called])
-            words = ("nsenter", f"--target={pid}", "--net", sys.executable, packets.__file__, "call")
-            heard = json.loads(run(*words, text=calls))
-            found += [
-                (source, target, ":" in address)
-                for (target, address), answer in zip(called, heard, strict=True)
-                if answer == target
-            ]
-        return sorted(found)
+        with ThreadPoolExecutor(len(PARTIES)) as pool:
+            return sorted(one for found in pool.map(self.passing_from, PARTIES) for one in found)
+
+    def passing_from(self, source: str) -> list[tuple[str, str, bool]]:
+        called = [(target, address) for target in PARTIES if target != source for address in self.addresses(target)]
+        words = ("nsenter", f"--target={self.parties[source]}", "--net", sys.executable, packets.__file__, "call")
+        heard = json.loads(run(*words, text=json.dumps([[address, "80/tcp"] for _, address in called])))
+        answers = zip(called, heard, strict=True)
+        return [(source, target, ":" in address) for (target, address), answer in answers if answer == target]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,8 @@ def router() -> Iterator[Router]:
 def table(platform: str) -> str:
     data = {"platform": platform, "firewall_zones": {"management": ["10.9.9.0/24"]}, "firewall_zone": "management"}
     managed = files(FirewallSettings.load("node1", data), [])
-    return next(file.content for file in managed if file.dest == "/etc/nftables/quench-forward.nft")
+    texts = {file.dest: file.content for file in managed if isinstance(file, ManagedFile)}
+    return texts["/etc/nftables/quench-forward.nft"]
 
 
 def test_without_the_table_everybody_reaches_everybody(router: Router) -> None:

@@ -60,6 +60,22 @@ KNOWN_OFFLINE = {
         {"vllm_hf_token": "hf_plainPLAINplain"},
         ["node1: vllm_hf_token: must be a reference to a secret, not the secret"],
     ),
+    "a zone that is the world": (
+        {"firewall_zones": {"management": ["10.0.0.0/8"], "app": ["0.0.0.0/0"]}},
+        ["node1: firewall_zones: 0.0.0.0/0 of app is no part of a house; name 'world' in a role's zones"],
+    ),
+    "a port that is open to the world": (
+        {"nginx_client_zones": ["world"]},
+        ["node1: firewall_relaxations: nginx opens port 443 to the whole world: clients of the models; name zones"],
+    ),
+    "logins by password without a reason": (
+        {"hardening_relaxations": {"password-login": ""}},
+        ["node1: hardening_relaxations: password-login has no reason; say why, in a few words, for the auditor"],
+    ),
+    "a CA that is asked without TLS": (
+        {"acme_directory": "http://ca.example.org/directory", "acme_names": ["llm.test"]},
+        ["node1: acme_directory: 'http://ca.example.org/directory': string should match pattern"],
+    ),
     "several at once": (
         {"nginx_prot": 443, "vllm_drain_seconds": -1, "base_updates": "weekly", "logrotate_keep_days": "365"},
         ["node1: base_updates: ", "node1: logrotate_keep_days: ", "node1: nginx_prot: ", "node1: vllm_drain_seconds: "],

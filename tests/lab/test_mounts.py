@@ -34,7 +34,7 @@ def test_services_with_a_private_tmp_can_be_restarted_and_reloaded(node: Node) -
 def test_after_a_boot_no_program_runs_from_there_and_all_is_as_before(node: Node) -> None:
     fleet.switch_off(node.lab, node.name)
     fleet.switch_on(node.lab, node.name)
-    assert wait(lambda: node.root("systemctl is-system-running", check=False) in ("running", "degraded"), 30)
+    assert wait(lambda: node.root("systemctl is-system-running", check=False) in ("running", "degraded"), 120)
     assert {"nosuid", "nodev", "noexec"} <= set(node.root(MOUNTED).split(","))
     said = node.root(
         "printf '#!/bin/sh\\necho ran\\n' >/tmp/program; chmod 755 /tmp/program; /tmp/program 2>&1", check=False
@@ -42,6 +42,6 @@ def test_after_a_boot_no_program_runs_from_there_and_all_is_as_before(node: Node
     assert "Permission denied" in said
     run = run_pyinfra(node, "-y", "--json")
     assert (run.code, run.totals["success"]) == (0, 0), run.text[-3000:]
-    assert wait(lambda: node.request("/v1/models", key=node.key)[0] == 200, 20)
+    assert wait(lambda: node.request("/v1/models", key=node.key)[0] == 200, 60)
     # debconf asks its questions by programs that apt unpacks elsewhere.
     assert node.root("apt-config dump APT::ExtractTemplates::TempDir").endswith('"/var/cache/apt";')

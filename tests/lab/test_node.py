@@ -222,6 +222,16 @@ def test_a_stop_lets_a_streamed_answer_finish(real_node: Node, client: openai.Op
     pytest.fail("no answer was still being given when the engine was stopped")
 
 
+def test_pyinfras_own_operations_bring_files_to_a_hardened_host(real_node: Node, tmp_path: Path) -> None:
+    """By SFTP, as an operator would do it beside Quench: sshd and a /tmp without programs let that through."""
+    source = tmp_path / "note"
+    source.write_text("brought by SFTP\n")
+    run = run_pyinfra(real_node, f"src={source}", "dest=/var/lib/note", "mode=600", "-y", deploy="files.put")
+    assert run.code == 0, run.text[-3000:]
+    found = real_node.root("cd /var/lib && stat -c '%a %U' note && cat note && rm note")
+    assert found == "600 root\nbrought by SFTP"
+
+
 def test_the_sandbox_holds(real_node: Node) -> None:
     for unit in (f"vllm@{MODEL}.service", "nginx.service"):
         answer = real_node.root(f"systemd-analyze security --no-pager {unit} | tail -n 1")

@@ -21,6 +21,8 @@ _CONTENT = "/usr/share/xml/scap/ssg/content/ssg-ubuntu2404-ds.xml"
 _PROFILE = "xccdf_org.ssgproject.content_profile_cis_level1_server"
 _TAILORED = "xccdf_org.quench_profile_scorecard"
 _RULE = "xccdf_org.ssgproject.content_rule_"
+# Results of OpenSCAP that say nothing about the host.
+_NOT_SCORED = ("notapplicable", "notchecked", "informational")
 _TAILORING = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <Tailoring xmlns="http://checklists.nist.gov/xccdf/1.2" id="xccdf_org.quench_tailoring_scorecard">
@@ -130,7 +132,8 @@ def score(host: Node, before: State, after: State) -> Score:
             f"SIMULATED. {SIMULATED}.",
             f"Without the waivers: {before.whole.score} before, {after.whole.score} after.",
             f"{len(counted)} rules scored. Not scored: {not_scored(after)}, not applicable to a container or to what "
-            "is installed, or checked by people.",
+            "is installed, or checked by people:",
+            *[f"{result}: {', '.join(after.tailored.rules(result))}" for result in _NOT_SCORED],
             f"OpenSCAP {version(host, 'openscap-scanner')}, content {version(host, 'ssg-debderived')}.",
             *[f"This waiver is needless, the rule passes: {rule}" for rule in needless],
         ],
@@ -138,4 +141,4 @@ def score(host: Node, before: State, after: State) -> Score:
 
 
 def not_scored(state: State) -> int:
-    return len(state.tailored.rules("notapplicable", "notchecked", "informational"))
+    return len(state.tailored.rules(*_NOT_SCORED))

@@ -10,9 +10,10 @@ from tests.scorecard.score import Score
 
 @dataclass(frozen=True)
 class Lockouts:
-    """How many ways were tried, and those after which the host was not as before."""
+    """How many ways were tried, how many of these the host undid, and those after which it was not as before."""
 
     tried: int
+    undone: int
     lost: list[str]
 
 
@@ -25,7 +26,8 @@ def attempt() -> Lockouts:
     found = cases("tests/lab/test_lockout.py", "-k", "test_the_host_is_reached_as_before")
     if len(found) < 10:
         raise AssertionError(f"only {len(found)} ways were tried: {', '.join(case.name for case in found)}")
-    return Lockouts(len(found), [case.name for case in found if not case.passed])
+    undone = sum(case.recorded.get("undone") == "1" for case in found)
+    return Lockouts(len(found), undone, [case.name for case in found if not case.passed])
 
 
 def score(lockouts: Lockouts) -> Score:
@@ -36,5 +38,8 @@ def score(lockouts: Lockouts) -> Score:
         limit=0,
         at_most=True,
         findings=lockouts.lost,
-        notes=[f"{lockouts.tried} ways to lock oneself out, each on a host of the lab: tests/lab/test_lockout.py."],
+        notes=[
+            f"{lockouts.tried} ways to lock oneself out, each on a host of the lab: {lockouts.tried - lockouts.undone} "
+            f"refused beforehand, {lockouts.undone} undone by the host itself: tests/lab/test_lockout.py."
+        ],
     )

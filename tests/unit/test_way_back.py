@@ -128,8 +128,9 @@ def test_what_did_not_run_is_stopped_while_its_file_is_there(tree):
 def test_a_unit_is_stopped_only_if_it_did_not_run(tree, name, active, ends):
     tree.keep([], [tree.unit(name, active, "enabled")])
     tree.go_back()
-    verbs = [call.split()[0] for call in tree.calls()]
-    assert sorted(verbs) == sorted(["enable", ends])
+    verbs = {call.split()[0] for call in tree.calls()}
+    # What failed too often with the new files is not started again before systemd has forgotten that.
+    assert verbs == {"enable", ends} | ({"reset-failed"} if ends == "restart" else set())
 
 
 def test_what_was_proved_in_the_last_moment_stays(tree):
