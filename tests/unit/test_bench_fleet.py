@@ -81,8 +81,8 @@ class Balancer:
             self.states[change[0]] = {"maint": "MAINT", "ready": "UP"}[change[1]]
         if "show stat" not in command:
             return ""
-        rows = [f"pool_m,{name},{state},2,L7OK,0,0,10.0.0.1:443" for name, state in self.states.items()]
-        return "\n".join(["# pxname,svname,status,type,check_status,scur,qcur,addr", *rows])
+        rows = [f"pool_m,{name},{state},2,L7OK,0,0,100,10.0.0.1:443" for name, state in self.states.items()]
+        return "\n".join(["# pxname,svname,status,type,check_status,scur,qcur,weight,addr", *rows])
 
 
 def fleet_of(*balancers):
