@@ -18,6 +18,8 @@ help: ## This list
 
 $(READY): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@# Debian has that in a package of its own.
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || scripts/lab-tools python3-venv
 	@echo "    setting up $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
