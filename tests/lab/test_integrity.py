@@ -18,7 +18,8 @@ TIMERS = "aide-baseline.timer dailyaidecheck.timer apt-daily.timer apt-daily-upg
 @pytest.fixture(scope="module")
 def baselined(stand_in_node: Node) -> Iterator[Node]:
     stand_in_node.root(f"systemctl stop {TIMERS}")
-    stand_in_node.root("systemctl start aide-baseline.service && test -s /var/lib/aide/aide.db")
+    # Of now, and not of before what other tests have done to this host.
+    stand_in_node.root("rm -rf /var/lib/aide; systemctl start aide-baseline.service && test -s /var/lib/aide/aide.db")
     yield stand_in_node
     stand_in_node.root(f"systemctl start {TIMERS}")
 
