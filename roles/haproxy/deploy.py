@@ -25,7 +25,7 @@ from quench import (
     shell_script,
 )
 from quench.keyring import unknown_models
-from roles.haproxy.files import LOGS, MAPS, PACKAGES, ROUTER, UNIT, files, maps, pools
+from roles.haproxy.files import LOG_UNITS, LOGS, MAPS, PACKAGES, ROUTER, UNIT, files, maps, pools
 from roles.haproxy.settings import HaproxySettings
 
 _MAPS = Path(__file__).parent / "maps.sh"
@@ -56,7 +56,7 @@ def haproxy(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificat
         "systemctl is-active nginx.service | grep -x active",
         "systemctl stop nginx.service",
     )
-    services([ROUTER, UNIT], managed)
+    services([*LOG_UNITS, ROUTER, UNIT], managed)
     _into_the_process()
     return LOGS
 

@@ -24,6 +24,8 @@ from roles.haproxy.settings import HaproxySettings
 
 UNIT = "haproxy.service"
 ROUTER = "body-router.service"
+# The pipe that HAProxy writes its log to, and the program that brings it to its file.
+LOG_UNITS = ("haproxy-log.socket", "haproxy-log.service")
 _USER = "haproxy"
 # nginx and its script read what HAProxy cannot hold. socat: the way to HAProxy's socket. curl, openssl: a rollout asks
 # nodes from here.
@@ -141,6 +143,15 @@ def files(settings: HaproxySettings, nodes: Sequence[Node], issued: Certificate)
             STATE,
             "#!/bin/sh\n" + template("haproxy", STATE, values),
             mode=0o755,
+        ),
+        *(
+            ManagedFile(
+                f"/etc/systemd/system/{unit}",
+                template("haproxy", f"/etc/systemd/system/{unit}", values),
+                check=f"systemd-analyze verify --man=no {unit}",
+                restarts=unit,
+            )
+            for unit in LOG_UNITS
         ),
         ManagedFile(
             "/etc/systemd/system/nginx.service.d/quench.conf",

@@ -19,7 +19,7 @@ from typing import Any
 import openai
 import pytest
 from cryptography import x509
-from fleets import Fleet, ask, entry, key_of, lost, provision, servers, wait
+from fleets import Fleet, all_up, ask, entry, key_of, lost, provision, servers, wait
 from support import BALANCER_DEPLOY, CHECKOUT, MODEL, Node, run_pyinfra, write, write_inventory
 
 from quench import ca
@@ -347,6 +347,25 @@ def test_tls_1_2_is_refused(balancer: Node) -> None:
     connection = http.client.HTTPSConnection(balancer.address, context=context, timeout=10)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         connection.request("GET", "/v1/models")
+
+
+def test_the_log_goes_on_at_its_end_after_a_restart_and_a_rotation(fleet: Fleet, balancer: Node) -> None:
+    log = "/var/log/haproxy/access.json"
+
+    def last_path(path: str) -> str:
+        call(balancer, path)
+        return balancer.root(f"sleep 0.5; tail -n 1 {log}")
+
+    before = int(balancer.root(f"wc -l <{log}"))
+    balancer.root("systemctl restart haproxy.service")
+    assert wait(lambda: call(balancer, "/v1/models").status == 200, 10)
+    assert "after-restart" in last_path("/after-restart")
+    assert int(balancer.root(f"wc -l <{log}")) > before
+    balancer.root("logrotate --force /etc/logrotate.d/haproxy")
+    assert "after-rotation" in last_path("/after-rotation")
+    # A writer that does not go to the end leaves a hole, which reads as zeros, where the lines before it were.
+    assert balancer.root(f"tr -d -c '\\000' <{log} | wc -c") == "0"
+    assert all_up(fleet)
 
 
 def test_prometheus_finds_counters(balancer: Node) -> None:
