@@ -6,6 +6,9 @@ from quench.preflight import before_connecting
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10"
 config.SUDO = True
+# Where pyinfra's own operations upload to. It would ask root for it, whom libpam-tmpdir gives a folder of his own, in
+# which the login may not write.
+config.TEMP_DIR = "/tmp"  # noqa: S108
 # One host that fails stops the run for all, at that operation. One host after the other: --serial.
 config.FAIL_PERCENT = 0
 
