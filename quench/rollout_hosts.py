@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -352,11 +353,11 @@ class SshFleet:
     def host_checks(self, node: str) -> None:
         """Run the checks of hosts, if the operator wants them."""
         if self._checks is not None:
-            self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-            config = self._logs / "ssh_config"
-            config.write_text(ssh_config(node, self._hosts.data(node)))
-            words = [*self._checks, f"--hosts=ssh://{node}", f"--ssh-config={config}", "--sudo"]
-            self._run("host checks", words, [node])
+            with TemporaryDirectory(prefix="quench-") as folder:
+                config = Path(folder) / "ssh_config"
+                config.write_text(ssh_config(node, self._hosts.data(node), f"{folder}/ssh"))
+                words = [*self._checks, f"--hosts=ssh://{node}", f"--ssh-config={config}", "--sudo"]
+                self._run("host checks", words, [node])
 
     def remains(self, node: Leaving) -> tuple[list[Found], list[Certificate]]:
         """What is there that a node that leaves may not keep, and its certificates."""
@@ -403,6 +404,8 @@ class SshFleet:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # So that pytest's summary has room for what it found.
+                env={**os.environ, "COLUMNS": "500"},
             )
             try:
                 code = process.wait()
@@ -431,16 +434,18 @@ def _until_the_end_of_this() -> list[str]:
 
 
 def reason(log: Path, nodes: Sequence[str]) -> str:
-    """The line of a log that says most: the last one of a node, or else the last one."""
+    """The line of a log that says most: the last one of a node, or a check that failed, or else the last one."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if any(line.startswith((f"[{node}]", f"{node}:")) for node in nodes)]
     errors = [line for line in told if "quench:" in line or re.match(r"\S+: \S+: ", line)]
-    return (errors or told or lines or ["no output"])[-1]
+    # pytest's own summary, which counts the checks that failed, comes after them.
+    failed = [line for line in lines if re.match(r"(FAILED|ERROR) \S+::", line)]
+    return (errors or told or failed or lines or ["no output"])[-1]
 
 
-def ssh_config(node: str, data: Mapping[str, Any]) -> str:
-    """OpenSSH's configuration for a node, after its data."""
+def ssh_config(node: str, data: Mapping[str, Any], control: str) -> str:
+    """OpenSSH's configuration for a node, after its data. All that use it share one login, by the socket `control`."""
     keys = {
         "HostName": "ssh_hostname",
         "User": "ssh_user",
@@ -450,7 +455,9 @@ def ssh_config(node: str, data: Mapping[str, Any]) -> str:
     }
     lines = [f"  {option} {data[key]}" for option, key in keys.items() if data.get(key)]
     include = [f"Include {data['ssh_config_file']}"] if data.get("ssh_config_file") else []
-    return "\n".join([f"Host {node}", *lines, *include]) + "\n"
+    # ERROR: without the banner, which ssh would say among what the commands say.
+    own = [f"  ControlPath {control}", "  LogLevel ERROR"]
+    return "\n".join([f"Host {node}", *lines, *own, *include]) + "\n"
 
 
 def pyinfra_command(inventory: str, deploys: Sequence[str], group_data: Sequence[str]) -> list[str]:

@@ -383,6 +383,7 @@ def test_where_no_setpriv_is_a_run_starts_without_it(fleet, tmp_path, monkeypatc
         ("a\n\x1b[31m[node1] quench: no\x1b[0m\n[node1] Error: executed 0 commands\n--> pyinfra error\n", "quench: no"),
         ("node1: nginx_port: is taken; give another\n", "node1: nginx_port: is taken; give another"),
         ("[node1] gone\nNo hosts remaining!\n", "[node1] gone"),
+        ("FAILED tests/host/test_a.py::test_b - no\n1 failed in 2.00s\n", "test_a.py::test_b - no"),
         ("x\n\n", "x"),
         ("", "no output"),
     ],
@@ -395,8 +396,9 @@ def test_the_line_of_a_log_that_says_most(tmp_path, log, said):
 
 def test_the_configuration_of_ssh_follows_the_inventory():
     data = {"ssh_hostname": "10.0.0.1", "ssh_user": "ops", "ssh_key": "k", "ssh_known_hosts_file": "h", "platform": "x"}
-    assert ssh_config("node1", data) == (
+    assert ssh_config("node1", data, "/run/s") == (
         "Host node1\n  HostName 10.0.0.1\n  User ops\n  IdentityFile k\n  UserKnownHostsFile h\n"
+        "  ControlPath /run/s\n  LogLevel ERROR\n"
     )
 
 
