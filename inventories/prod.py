@@ -11,8 +11,8 @@ inference: list[tuple[str, dict[str, object]]] = [
     #         "ssh_user": "install",                 # may use sudo without a password
     #         "platform": "debian-12",
     #         "nginx_server_name": "llm.example.org",
-    #         "nginx_certificate": "secrets/llm.example.org.crt",
-    #         "nginx_private_key": "file:secrets/llm.example.org.key",
+    #         "nginx_certificate": "secrets/ca/llm.example.org.crt",
+    #         "nginx_private_key": "file:secrets/ca/llm.example.org.key",
     #     },
     # ),
 ]

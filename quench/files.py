@@ -87,7 +87,7 @@ def template(role: str, dest: str, values: Mapping[str, object], *, comment: str
 def to_yaml(role: str, data: Mapping[str, Any], *, relaxed: Sequence[str] = ()) -> str:
     """Data as YAML, with the header, and with a comment for each thing that the inventory relaxes."""
     body = yaml.safe_dump(dict(data), sort_keys=False, default_flow_style=False, width=120)
-    comments = "".join(f"# Relaxed: {what}.\n" for what in relaxed)
+    comments = "".join(f"# Relaxed by {what}.\n" for what in relaxed)
     return f"{_header(role, f'roles/{role}/files.py', '#')}\n{comments}{body}"
 
 

@@ -89,7 +89,8 @@ The node answers at https://{address}/v1 . Call it:
         -H "Authorization: Bearer $(cat {folder}/api.key)" -H "Content-Type: application/json" \\
         -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 20}}'
 
-Look around: quench lab ssh node1        What it was given: quench render inventories/lab.py deploys/inference.py
+Look around: . .venv/bin/activate && quench lab ssh node1
+What it was given: quench render inventories/lab.py deploys/inference.py
 Take it away: make demo-down
 
 Seconds: {", ".join(f"{name} {seconds}" for name, seconds in _seconds.items())}

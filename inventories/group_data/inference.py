@@ -75,7 +75,7 @@ nvidia_driver_reboot = "never"
 
 # A host with an address on the monitoring network has an exporter there, and nowhere else; over TLS, to clients whose
 # certificate the CA has signed, from these networks. Address, certificate and key stand with each host.
-dcgm_exporter_clients = ["10.0.30.0/24"]
+dcgm_exporter_clients = ["198.51.100.128/25"]
 # dcgm_exporter_address = "10.0.30.11"
 # dcgm_exporter_certificate = "secrets/ca/10.0.30.11.crt"
 # dcgm_exporter_private_key = "file:secrets/ca/10.0.30.11.key"

@@ -99,7 +99,7 @@ def _model_files(settings: VllmSettings, name: str, model: ServedModel) -> list[
 
 def _relaxed(name: str, model: ServedModel) -> list[str]:
     given = {argument.replace("_", "-").removeprefix("no-") for argument in model.engine_args}
-    return [f"{argument}, by vllm_models.{name}.engine_args" for argument in _SHUT if argument in given]
+    return [f"vllm_models.{name}.engine_args: {argument}" for argument in _SHUT if argument in given]
 
 
 def _serve_arguments(settings: VllmSettings, name: str, model: ServedModel) -> dict[str, object]:

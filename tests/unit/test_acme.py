@@ -241,6 +241,19 @@ def test_the_ca_is_asked_once_the_end_is_near_and_not_before(host):
     assert script("acme-renew")[2] == asked
 
 
+def test_a_certificate_that_somebody_took_away_does_not_come_back(host):
+    """As the guide to certificates says, after a key was stolen."""
+    folder, script, deliver = host
+    assert script("acme-renew")[0] == 0
+    stolen, _ = deliver(days=90)
+    assert script("acme-take")[0] == 0
+    (folder / "tls").unlink()
+    assert script("acme-renew")[2] == ["certbot certonly --config /etc/quench-acme/certbot.ini"]
+    certificate, _ = deliver(days=90)
+    assert script("acme-take")[0] == 0
+    assert (folder / "tls" / "tls.crt").read_text() == certificate != stolen
+
+
 def test_a_certificate_that_the_service_refused_is_not_ordered_again(host, tmp_path):
     folder, script, deliver = host
     asked = ["certbot certonly --config /etc/quench-acme/certbot.ini"]

@@ -147,7 +147,7 @@ def test_each_model_has_a_pool_of_the_nodes_that_serve_it():
 
 
 def test_no_server_is_defined_twice_in_a_pool(configuration):
-    # [guides 13] "another server named … was already defined": HAProxy does not start.
+    # "another server named … was already defined": HAProxy does not start.
     for name in ("pool_llama", "pool_qwen", "pool_embed"):
         servers = [
             line.split()[1] for line in section(configuration(), f"backend {name}") if line.startswith("server ")
@@ -161,7 +161,7 @@ def test_slowstart_and_checks_hold_for_every_server(configuration):
 
 
 def test_there_are_timeouts_and_the_mode_is_http(configuration):
-    # [guides 14] Without them sessions hang for ever; without the mode there is no balancing by request.
+    # Without them sessions hang for ever; without the mode there is no balancing by request.
     lines = section(configuration(), "defaults")
     assert "mode http" in lines
     timeouts = {line.split()[1] for line in lines if line.startswith("timeout ")}
@@ -186,7 +186,7 @@ def test_a_node_or_a_client_without_power_is_found_out(configuration):
 
 @pytest.mark.parametrize(("model", "path"), [("llama", "/v1/completions"), ("embed", "/v1/embeddings")])
 def test_health_means_that_the_model_answers(configuration, model, path):
-    # [guides 15] A list of models, or of files, is 200 with a dead GPU.
+    # A list of models, or of files, is 200 with a dead GPU.
     lines = section(configuration(), f"backend pool_{model}")
     (send,) = [line for line in lines if line.startswith("http-check send ")]
     assert f"meth POST uri {path} " in send
@@ -204,20 +204,20 @@ def test_an_embedding_model_is_asked_for_an_embedding_and_for_nothing_else(confi
 
 
 def test_the_socket_can_drain_and_is_on_no_network(configuration):
-    # [guides 16] The procedure needs the level admin.
+    # The procedure needs the level admin.
     (socket,) = [line for line in section(configuration(), "global") if line.startswith("stats socket")]
     assert socket.split()[2:] == ["/run/haproxy/admin.sock", "mode", "600", "level", "admin", "expose-fd", "listeners"]
     assert "stats admin" not in configuration() and "stats enable" not in configuration()
 
 
 def test_a_node_that_takes_no_connection_is_not_the_end(configuration):
-    # [guides 17] 15 s of errors after a crash; and nothing that was sent is sent again.
+    # 15 s of errors after a crash; and nothing that was sent is sent again.
     lines = section(configuration(), "backend pool_llama")
     assert "option redispatch 1" in lines and "retry-on conn-failure" in lines
 
 
 def test_the_way_to_the_nodes_is_encrypted_and_checked(configuration):
-    # [guides 17] Plain HTTP to the backends.
+    # Plain HTTP to the backends.
     for line in section(configuration(), "backend pool_llama"):
         if line.startswith("server "):
             name = line.split()[1]
@@ -422,7 +422,7 @@ def test_no_setting_of_numbers_changes_the_unit(rendered):
 
 
 def test_a_reload_keeps_what_was_drained(rendered):
-    # [guides 16] A drained node that comes back with a reload gets requests in the midst of its change.
+    # A drained node that comes back with a reload gets requests in the midst of its change.
     unit = rendered()["/etc/systemd/system/haproxy.service"]
     assert unit.index("ExecReload=/usr/local/lib/quench/haproxy-server-state") < unit.index("kill -USR2")
     assert "load-server-state-from-file global" in rendered()["/etc/haproxy/haproxy.cfg"]

@@ -326,4 +326,4 @@ def test_what_an_engine_argument_opens_again_is_said_in_the_rendered_file(vllm_d
     settings = VllmSettings.load("node1", vllm_data)
     text = next(file.content for file in vllm_files(settings) if file.dest == "/etc/vllm/llama.yaml")
     comments = [line for line in text.splitlines() if line.startswith("# Relaxed")]
-    assert comments == ["# Relaxed: disable-fastapi-docs, by vllm_models.llama.engine_args."]
+    assert comments == ["# Relaxed by vllm_models.llama.engine_args: disable-fastapi-docs."]
