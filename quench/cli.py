@@ -42,6 +42,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except PyinfraError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -362,7 +366,7 @@ def ca_create(folder: Path, name: str) -> None:
 @ca_group.command("issue")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("names", nargs=-1, required=True)
-@click.option("--days", default=90, show_default=True, help="Validity.")
+@click.option("--days", type=click.IntRange(1, 36500), default=90, show_default=True, help="Validity.")
 @click.option("--client", is_flag=True, help="For a client, such as a monitoring server, instead of a server.")
 def ca_issue(folder: Path, names: tuple[str, ...], days: int, client: bool) -> None:
     """Issue a server certificate for DNS names and addresses."""

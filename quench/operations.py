@@ -466,6 +466,21 @@ def ensure(name: str, question: str, command: str) -> None:
     _ensure(name=name, question=question, command=command)
 
 
+def keep_off(name: str, units: Sequence[str]) -> None:
+    """Keep units of packages from running, at boots as well: what `packages` has held back comes with them.
+
+    Args:
+        name: imperative sentence, the operation's name.
+        units: those that are not there are none of its business.
+    """
+    words = " ".join(units)
+    ensure(
+        name,
+        f"systemctl is-enabled {words} 2>/dev/null | grep -E '^(enabled|masked-runtime)'",
+        f"systemctl unmask --runtime --quiet {words}; systemctl disable --quiet --now {words} 2>/dev/null; true",
+    )
+
+
 @operation()
 def _ensure(question: str, command: str) -> Commands:
     if context.host.get_fact(facts.Lines, command=question):

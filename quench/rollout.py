@@ -365,6 +365,9 @@ class Rollout:
                 continue
             try:
                 self._balancers.set_state([node], "ready")
+                if node in self._models:
+                    # What was kept for this rollout is not what another is to bring back.
+                    self._fleet.let_go(node, self._results[node].plan_before)
                 self._leave(node, "untouched")
                 said.append(f"{node} is unchanged, and has its requests again")
             except Failure as failure:

@@ -182,10 +182,15 @@ class Balancers:
         Raises:
             Refused: with who has it, or which of them does not answer.
         """
-        taken, problems = [], []
+        taken: list[str] = []
+        problems = []
         for balancer in self._fleet.balancers:
             try:
                 holder = self._fleet.lock(balancer, self._claim, take_over)
+            except KeyboardInterrupt:
+                # It may have it, though nobody has heard so.
+                self.unlock([*taken, balancer])
+                raise
             except Failure as failure:
                 problems.append(Problem(failure.host, "lock", failure.what, failure.remedy))
                 continue

@@ -410,7 +410,9 @@ class SshFleet:
             try:
                 code = process.wait()
             except KeyboardInterrupt:
-                os.killpg(process.pid, signal.SIGINT)
+                # It may have ended by itself at this moment.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGINT)
                 try:
                     process.wait(timeout=10)
                 except subprocess.TimeoutExpired:
@@ -454,9 +456,12 @@ def ssh_config(node: str, data: Mapping[str, Any], control: str) -> str:
         "UserKnownHostsFile": "ssh_known_hosts_file",
     }
     lines = [f"  {option} {data[key]}" for option, key in keys.items() if data.get(key)]
-    include = [f"Include {data['ssh_config_file']}"] if data.get("ssh_config_file") else []
     # ERROR: without the banner, which ssh would say among what the commands say.
     own = [f"  ControlPath {control}", "  LogLevel ERROR"]
+    # What pyinfra reads as well: aliases, and the way over other hosts, which are hosts of their own there. The first
+    # value is the one that counts: ssh_config(5).
+    more = Path(data.get("ssh_config_file") or "~/.ssh/config").expanduser().absolute()
+    include = [f'Match all\n  Include "{more}"'] if more.is_file() else []
     return "\n".join([f"Host {node}", *lines, *own, *include]) + "\n"
 
 

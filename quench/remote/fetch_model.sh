@@ -42,7 +42,7 @@ while read -r sum name || [ -n "$sum" ]; do
 done <SHA256SUMS
 # Engines load whatever lies there: what a fetch of another list has left behind is none of this model.
 find . -type f ! -path ./SHA256SUMS | while IFS= read -r file; do
-    sed 's/^[^ ]* [ *]//' SHA256SUMS | grep -qxF -e "${file#./}" || rm -f "$file"
+    sed -e 's/^[^ ]* [ *]//' -e 's,^\./,,' SHA256SUMS | grep -qxF -e "${file#./}" || rm -f "$file"
 done
 chmod -R u=rwX,go=rX .
 if [ -e "$folder" ]; then

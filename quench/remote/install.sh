@@ -132,7 +132,7 @@ while read -r kind mode owner group path; do
     gone)
         # A unit that is no longer wanted ends; its file alone would leave it running.
         case $path in
-        /etc/systemd/system/*.service | /etc/systemd/system/*.timer)
+        /etc/systemd/system/*.service | /etc/systemd/system/*.timer | /etc/systemd/system/*.socket | /etc/systemd/system/*.path)
             units_gone=1
             systemctl disable --quiet "${path##*/}" || true # its file may be gone already
             systemctl stop "${path##*/}" || [ "$(systemctl show -p LoadState --value "${path##*/}")" = not-found ]

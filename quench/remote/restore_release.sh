@@ -47,11 +47,14 @@ done
 
 # What each unit needs, by its stamps, before any file changes.
 while read -r unit active enabled; do
-    need=
+    was=$active need=
+    # It was about to be active: an engine loads for a while.
+    case $active in activating | reloading) active=active ;; esac
     if ! cmp -s "$state/converged/$unit.reload" "$old/converged/$unit.reload"; then need=reload; fi
     if ! cmp -s "$state/converged/$unit.restart" "$old/converged/$unit.restart"; then need=restart; fi
     case "$active $(systemctl is-active "$unit")" in
     "active active" | "active reloading") ;;
+    "active activating") [ "$was" = activating ] || need=restart ;;
     "active "*) need=restart ;;
     esac
     [ -z "$need" ] || rm -f "$state/converged/$unit.$need"

@@ -16,12 +16,13 @@ from quench import (
     download,
     ensure,
     install,
+    keep_off,
     packages,
     role,
     service,
     shell_script,
 )
-from roles.acme.files import CERTIFICATE, PACKAGES, RENEW, TIMER, USER, files, issued, wanted
+from roles.acme.files import CERTIFICATE, PACKAGES, RENEW, TIMER, UNWANTED, USER, files, issued, wanted
 from roles.acme.settings import AcmeSettings
 
 _ISSUE = Path(__file__).parent / "issue.sh"
@@ -46,7 +47,8 @@ def acme(settings: AcmeSettings, reloads: str) -> Certificate:
         download("acme", settings.directory, settings.zones, "certificates of the ACME CA"),
         Flow("acme", "in", tuple(settings.zones), 80, "the ACME CA's question whether a name leads here"),
     )
-    packages(PACKAGES, hold_back=["certbot.timer"])
+    packages(PACKAGES, hold_back=UNWANTED)
+    keep_off("Keep certbot's own timer off", UNWANTED)
     account(USER, home="/nonexistent")
     managed = files(settings, reloads)
     install("acme", managed)

@@ -12,6 +12,8 @@ TIMER = "acme-renew.timer"
 USER = "acme"
 # certbot: speaks the protocol. openssl: how long a certificate lasts.
 PACKAGES = ["certbot", "openssl"]
+# It would ask the CA as root, outside the sandbox.
+UNWANTED = ["certbot.timer"]
 # Not /var/lib/acme, which is acmetool's: it goes when the host goes back to files.
 _FOLDER = "/var/lib/quench-acme"
 # HAProxy looks for the key under the certificate's name with .key behind it: ssl-load-extra-files.

@@ -11,6 +11,7 @@ from quench import (
     download,
     ensure,
     install,
+    keep_off,
     packages,
     pinned_packages,
     role,
@@ -38,12 +39,7 @@ def container_toolkit(
     install("container_toolkit-sources", sources(settings, gpus, apt_sources))
     pinned_packages(f"Install the NVIDIA container toolkit {gpus.toolkit}", {PACKAGE: gpus.toolkit}, family=FAMILY)
     packages(engine_packages(settings), hold_back=UNWANTED)
-    ensure(
-        "Keep podman's interface and its own updates off",
-        f"systemctl is-enabled {' '.join(UNWANTED)} 2>/dev/null | grep -E '^(enabled|masked-runtime)'",
-        f"systemctl unmask --runtime --quiet {' '.join(UNWANTED)}; "
-        f"systemctl disable --quiet --now {' '.join(UNWANTED)} 2>/dev/null; true",
-    )
+    keep_off("Keep podman's interface and its own updates off", UNWANTED)
     managed = files(settings)
     install("container_toolkit", managed)
     if settings.engine == "docker":

@@ -73,11 +73,14 @@ def files(settings: FirewallSettings, flows: Sequence[Flow]) -> list[Managed]:
             check=_CHECK,
             reloads=FIREWALLD,
         ),
-        ManagedFile(
-            f"{_ETC}/zones/trusted.xml",
-            template("firewall", f"{_ETC}/zones/trusted.xml", values, comment="<!--"),
-            check=_CHECK,
-            reloads=FIREWALLD,
+        *(
+            ManagedFile(
+                f"{_ETC}/zones/{zone}.xml",
+                template("firewall", f"{_ETC}/zones/{zone}.xml", values, comment="<!--"),
+                check=_CHECK,
+                reloads=FIREWALLD,
+            )
+            for zone in ("trusted", "docker")
         ),
         ManagedFile(
             f"{_ETC}/policies/outgoing.xml",

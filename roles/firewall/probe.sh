@@ -9,7 +9,8 @@ for unit in nftables netfilter-persistent iptables ip6tables; do
     fi
 done
 for file in /etc/firewalld/zones/*.xml /etc/firewalld/policies/*.xml; do
-    # Those of docker are its own business: what it publishes is dropped by quench-forward.service.
+    # Those of docker are its own business: what it publishes is dropped by quench-forward.service, and of its zone this
+    # role makes its own.
     case $file in *'*.xml' | */docker*.xml) continue ;; esac
     if ! grep -q 'Managed by Quench, role firewall' "$file" && grep -qE '<(interface|source|ingress-zone) ' "$file"; then
         say "$file binds interfaces or networks past the zones" "remove it"

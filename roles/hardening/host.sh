@@ -6,7 +6,12 @@ mode=$1 compilers=$2 password_days=$3 tmp_options=$4 tmp_later=$5
 failed=
 item() { # NAME TEST MEND
     eval "$2" && return
-    if [ "$mode" = ask ]; then echo "$1"; else eval "$3"; fi
+    if [ "$mode" = ask ]; then
+        echo "$1"
+    elif ! eval "$3"; then
+        echo "quench: $1: is not as it should be, and could not be made so" >&2
+        failed=1
+    fi
 }
 setting() { # FILE KEY VALUE, as in login.defs(5)
     item "$1: $2" "grep -Eqs '^$2[[:space:]]+$3\$' $1" \
@@ -52,7 +57,7 @@ mounted() { # POINT OPTIONS [TYPE]: a file system of its own there has these; wi
     elif [ -n "$type" ]; then
         item "/etc/fstab: $point" false fstab_line
     fi
-    [ -z "$now" ] || item "$point: $options" 'has_all "$now"' 'mount -o "remount,$options" "$point" || failed=1'
+    [ -z "$now" ] || item "$point: $options" 'has_all "$now"' 'mount -o "remount,$options" "$point"'
 }
 
 setting /etc/login.defs PASS_MAX_DAYS "$password_days"
@@ -71,12 +76,14 @@ line /etc/bash.bashrc 'umask 027'
 item 'group sugroup' 'getent group sugroup >/dev/null' 'groupadd --system sugroup'
 line /etc/pam.d/su 'auth required pam_wheel.so use_uid group=sugroup'
 
-# pam-auth-update(8) reads the profiles only when it is called.
+# pam-auth-update(8) reads the profiles only when it is called. Where somebody has changed its part of a file by hand, it
+# changes nothing, says so, and ends with 0.
 profiles='quench-faillock quench-faillock-notify quench-pwhistory'
 hash=$(cd /usr/share/pam-configs && cat $profiles | sha256sum)
 stamp=/var/lib/quench/converged/pam
 item 'PAM' '[ "$(cat $stamp 2>/dev/null)" = "$hash" ] && grep -qs pam_faillock.so /etc/pam.d/common-auth' \
-    'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable $profiles pwquality && echo "$hash" >$stamp'
+    'DEBIAN_FRONTEND=noninteractive pam-auth-update --enable $profiles pwquality &&
+        grep -qs pam_faillock.so /etc/pam.d/common-auth && echo "$hash" >$stamp'
 
 # Programs come from packages, and not from where everybody writes. What is no file system of its own stays as it is, but
 # for /tmp and /dev/shm. Engines load what they compile from a folder of theirs: TMPDIR in their environment. [CIS 1.1.2]
@@ -137,5 +144,4 @@ sed -n "s/^\($keys.*\) = \(.*\)\$/\1 \2/p" /etc/sysctl.d/99-zz-quench.conf | whi
     file=/proc/sys/$(echo "$key" | tr . /)
     item "$key" "[ ! -e $file ] || [ \"\$(cat $file)\" = '$value' ]" "sysctl --quiet --write '$key=$value'"
 done
-# mount(8) has said what it does not do.
 [ -z "$failed" ]

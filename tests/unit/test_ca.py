@@ -110,6 +110,17 @@ def test_a_folder_without_a_ca_is_said_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_place_where_nothing_can_be_written_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(main, ["ca", "create", str(tmp_path / "file" / "ca")])
+    assert (done.exit_code, done.stderr) == (1, f"Error: {tmp_path}/file/ca: Not a directory\n")
+
+
+def test_a_certificate_for_ever_is_refused(folder):
+    done = CliRunner().invoke(main, ["ca", "issue", str(folder), "llm.example.org", "--days", "99999999"])
+    assert done.exit_code == 2 and "is not in the range" in done.stderr
+
+
 def test_a_ca_is_never_replaced(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(FileExistsError):

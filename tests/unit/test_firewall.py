@@ -375,4 +375,5 @@ def test_nothing_is_opened_where_there_is_nothing_to_open():
     assert opening(settings(), []) == opening_of_another(settings(), [MIRROR]) == ":"
     # What the host is asked for: the files that decide on what passes, and no others.
     names = {file.dest.rpartition("/")[2] for file in ways(files(settings(), [CLIENTS]))}
-    assert names == {"management.xml", "app.xml", "inference.xml", "closed.xml", "trusted.xml", "outgoing.xml"}
+    zones = {"management.xml", "app.xml", "inference.xml", "closed.xml", "trusted.xml", "docker.xml"}
+    assert names == {*zones, "outgoing.xml"}

@@ -454,6 +454,7 @@ def kept(rendered, tmp_path, monkeypatch):
         (tmp_path / "socat").write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
         (tmp_path / "socat").chmod(0o755)
         done = subprocess.run(["sh", "-c", script], check=False)
+        assert [path.name for path in tmp_path.glob("server-state*")] == ["server-state"]
         return done.returncode, (tmp_path / "server-state").read_text().splitlines()
 
     return run

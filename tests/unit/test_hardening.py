@@ -164,6 +164,28 @@ def test_with_the_relaxation_programs_run_from_tmp(mounts):
     assert "tmpfs /tmp tmpfs nosuid,nodev 0 0\n" in mounts("mend", "", tmp="nosuid,nodev")[2]
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+def test_profiles_that_pam_does_not_take_up_end_the_run_with_the_reason(tmp_path, refuses):
+    """pam-auth-update(8) leaves a file alone in which somebody has changed its part, and ends with 0."""
+    script = (CHECKOUT / "roles" / "hardening" / "host.sh").read_text()
+    parts = re.findall(r"^item\(\) \{.*?^\}\n|^profiles=.*?\n\n", script, re.M | re.S)
+    assert len(parts) == 2
+    for place, name in (("/usr/share/pam-configs", "configs"), ("/var/lib/quench/converged", "."), ("/etc/pam.d", ".")):
+        parts = [part.replace(place, str(tmp_path / name)) for part in parts]
+    (tmp_path / "configs").mkdir()
+    for name in ("quench-faillock", "quench-faillock-notify", "quench-pwhistory"):
+        (tmp_path / "configs" / name).touch()
+    (tmp_path / "common-auth").touch()
+    program = tmp_path / "pam-auth-update"
+    program.write_text("#!/bin/sh\n" + ("" if refuses else f"echo pam_faillock.so >{tmp_path}/common-auth\n"))
+    program.chmod(0o755)
+    text = "\n".join(["mode=mend failed=", *parts, '[ -z "$failed" ]'])
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", text], env=environment, capture_output=True, text=True, check=False)
+    said = "quench: PAM: is not as it should be, and could not be made so\n" if refuses else ""
+    assert (done.returncode != 0, done.stderr, (tmp_path / "pam").exists()) == (refuses, said, not refuses)
+
+
 def test_whoever_may_log_in_keeps_the_shell_and_a_service_does_not(tmp_path):
     script = (CHECKOUT / "roles" / "hardening" / "host.sh").read_text()
     parts = re.findall(r"^(?:item|logs_in)\(\) \{.*?^\}\n|^getent -s files passwd.*?^done\n", script, re.M | re.S)

@@ -463,15 +463,15 @@ def test_a_model_is_fetched_unless_its_list_of_checksums_is_the_pinned_one(comma
 
 
 @pytest.mark.parametrize("list_of_another", [True, False])
-def test_a_model_has_no_file_that_its_list_does_not_name(tmp_path, list_of_another):
+@pytest.mark.parametrize("folder_of_the_list", ["", "./"])
+def test_a_model_has_no_file_that_its_list_does_not_name(tmp_path, list_of_another, folder_of_the_list):
     """Such as one that an interrupted fetch of another list has left."""
     source, folder = tmp_path / "source", tmp_path / "model"
     (source / "deep").mkdir(parents=True)
     for name in ("a.safetensors", "deep/b.json"):
         (source / name).write_text(name)
-    sums = subprocess.run(
-        ["sha256sum", "a.safetensors", "deep/b.json"], cwd=source, capture_output=True, text=True, check=True
-    ).stdout
+    names = [f"{folder_of_the_list}{name}" for name in ("a.safetensors", "deep/b.json")]
+    sums = subprocess.run(["sha256sum", *names], cwd=source, capture_output=True, text=True, check=True).stdout
     (source / "SHA256SUMS").write_text(sums)
     if list_of_another:
         (tmp_path / "model.part" / "deep").mkdir(parents=True)

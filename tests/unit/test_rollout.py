@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -444,6 +445,27 @@ def test_ctrl_c_before_the_change_brings_the_node_back(world, moment):
     assert outcomes(result) == {"node1": "done", "node2": "untouched", "node3": "not begun"}
     assert result.reasons == ["interrupted; no node is drained; run the same command again to go on"]
     assert world.fleet.locks == {}
+
+
+def test_what_was_kept_of_a_node_that_was_not_changed_is_let_go(world):
+    """Somebody may change it by hand before the next rollout, which is then not to bring back what was before that."""
+    world.options = Options(batch=2)
+    world.fleet.fails = {"keep node2": broken()}
+    assert outcomes(world.run()) == {"node1": "untouched", "node2": "untouched", "node3": "not begun"}
+    assert world.fleet.open == set()
+    world.fleet.fails.clear()
+    world.fleet.release["node1"] = "by hand"
+    world.fleet.fails = {"change node1": broken()}
+    assert world.run().nodes["node1"].plan_before == "by hand"
+
+
+def test_ctrl_c_while_the_balancers_are_locked_leaves_no_lock(world):
+    world.fleet.fails = {"lock lb2": KeyboardInterrupt()}
+    with suppress(KeyboardInterrupt):
+        world.run()
+    assert world.fleet.locks == {}
+    # Nor one that the balancer has, though nobody has heard so any more.
+    assert world.fleet.calls[-2:] == ["unlock lb1", "unlock lb2"]
 
 
 @pytest.mark.parametrize("moment", ["change", "units", "complete llama", "prompts", "host checks"])

@@ -394,7 +394,30 @@ def test_the_line_of_a_log_that_says_most(tmp_path, log, said):
     assert reason(path, ["node1"]).endswith(said)
 
 
-def test_the_configuration_of_ssh_follows_the_inventory():
+@pytest.mark.parametrize("named", [True, False])
+def test_the_checks_know_the_way_that_pyinfra_knows(tmp_path, monkeypatch, named):
+    """Over a bastion, which is a host of its own in the operator's file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ("ssh.conf" if named else ".ssh/config")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("Host node1\n  ProxyJump bastion\n  User nobody\nHost bastion\n  User jump\n  HostName 10.0.0.9\n")
+    config = tmp_path / "config"
+    data = {"ssh_hostname": "10.0.0.1", "ssh_user": "ops", **({"ssh_config_file": "ssh.conf"} if named else {})}
+    config.write_text(ssh_config("node1", data, "/run/s"))
+
+    def says(host):
+        done = subprocess.run(["ssh", "-G", "-F", config, host], capture_output=True, text=True, check=True)
+        return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+    assert {key: says("node1")[key] for key in ("user", "hostname", "proxyjump", "controlpath")} == {
+        "user": "ops", "hostname": "10.0.0.1", "proxyjump": "bastion", "controlpath": "/run/s"
+    }  # fmt: skip
+    assert (says("bastion")["user"], says("bastion")["hostname"]) == ("jump", "10.0.0.9")
+
+
+def test_the_configuration_of_ssh_follows_the_inventory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     data = {"ssh_hostname": "10.0.0.1", "ssh_user": "ops", "ssh_key": "k", "ssh_known_hosts_file": "h", "platform": "x"}
     assert ssh_config("node1", data, "/run/s") == (
         "Host node1\n  HostName 10.0.0.1\n  User ops\n  IdentityFile k\n  UserKnownHostsFile h\n"

@@ -145,6 +145,32 @@ def test_what_was_proved_in_the_last_moment_stays(tree):
     assert script.index("\nflock ") < script.index('[ -e "$guard/armed" ]')
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "calls"),
+    [
+        ("active", "active", ["enable"]),
+        ("active", "failed", ["enable", "reset-failed", "restart"]),
+        # In the midst of its start, as an engine that loads.
+        ("activating", "activating", ["enable"]),
+        ("activating", "inactive", ["enable", "reset-failed", "restart"]),
+        ("active", "activating", ["enable", "reset-failed", "restart"]),
+        ("inactive", "activating", ["enable", "stop"]),
+    ],
+)
+def test_a_release_that_comes_back_has_its_units_as_they_were(tree, before, now, calls):
+    release = tree.state / "release"
+    release.mkdir()
+    (tree.state / "manifest").mkdir()
+    for kind in ("restart", "reload"):
+        (tree.state / "converged" / f"engine.service.{kind}").write_text("stamp")
+    stamps = str(tree.state / "converged").lstrip("/")
+    subprocess.run(["tar", "-C", "/", "-cf", release / "former.tar", stamps], check=True)
+    (release / "units").write_text(f"{tree.unit('engine.service', now, 'enabled')} {before} enabled\n")
+    tree.shell((REMOTE / "restore_release.sh").read_text(), str(tree.state))
+    verbs = [call.split()[0] for call in tree.calls()]
+    assert [verb for verb in verbs if verb not in ("is-active", "unmask")] == calls
+
+
 def test_the_stamp_of_pam_goes_back_with_the_files_of_pam():
     assert PAM_STAMP in EDITED
     assert f"\nstamp={PAM_STAMP}\n" in (CHECKOUT / "roles" / "hardening" / "host.sh").read_text()
