@@ -95,8 +95,39 @@ if [ -n "$guard_seconds" ]; then
             echo "$unit $(systemctl is-active "$unit") $(systemctl is-enabled "$unit" 2>/dev/null)" >>"$guard/units"
     done <"$stage/guarded"
     cp "$stage/rollback" "$guard/rollback"
-    printf '%s\n' '[Unit]' "Description=Bring the former files of $role back" '[Service]' Type=oneshot \
-        "ExecStart=sh $guard/rollback $role $state" >"/etc/systemd/system/${timer%.timer}.service"
+    # It may write wherever the former files were, and asks systemd alone to start units. No folder of its own: on a full
+    # disk there would be none.
+    cat >"/etc/systemd/system/${timer%.timer}.service" <<UNIT
+[Unit]
+Description=Bring the former files of $role back
+
+[Service]
+Type=oneshot
+ExecStart=sh $guard/rollback $role $state
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID
+NoNewPrivileges=yes
+PrivateDevices=yes
+PrivateMounts=yes
+PrivateNetwork=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+ProcSubset=pid
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@resources
+IPAddressDeny=any
+UNIT
     printf '%s\n' '[Unit]' "Description=Wait for the controller to prove that it reaches this host" \
         '[Timer]' "OnActiveSec=${guard_seconds}s" AccuracySec=1s '[Install]' WantedBy=timers.target \
         >"/etc/systemd/system/$timer"
