@@ -42,10 +42,10 @@ check-plans:
 	@ruff format --check .
 	@mypy
 	@lint-imports --no-logo --config pyproject.toml >/dev/null || lint-imports --no-logo --config pyproject.toml
-	@pytest -q tests/golden tests/plan tests/meta
+	@pytest -q tests/golden tests/plan tests/meta tests/unit/test_[a-f]*.py
 
 check-units:
-	@pytest -q tests/unit
+	@pytest -q tests/unit/test_[!a-f]*.py
 
 test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools
