@@ -466,6 +466,12 @@ def ensure(name: str, question: str, command: str) -> None:
     _ensure(name=name, question=question, command=command)
 
 
+@operation()
+def _ensure(question: str, command: str) -> Commands:
+    if context.host.get_fact(facts.Lines, command=question):
+        yield change(command)
+
+
 def keep_off(name: str, units: Sequence[str]) -> None:
     """Keep units of packages from running, at boots as well: what `packages` has held back comes with them.
 
@@ -479,12 +485,6 @@ def keep_off(name: str, units: Sequence[str]) -> None:
         f"systemctl is-enabled {words} 2>/dev/null | grep -E '^(enabled|masked-runtime)'",
         f"systemctl unmask --runtime --quiet {words}; systemctl disable --quiet --now {words} 2>/dev/null; true",
     )
-
-
-@operation()
-def _ensure(question: str, command: str) -> Commands:
-    if context.host.get_fact(facts.Lines, command=question):
-        yield change(command)
 
 
 def confirm(name: str, question: str) -> None:

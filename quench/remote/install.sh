@@ -95,8 +95,8 @@ if [ -n "$guard_seconds" ]; then
             echo "$unit $(systemctl is-active "$unit") $(systemctl is-enabled "$unit" 2>/dev/null)" >>"$guard/units"
     done <"$stage/guarded"
     cp "$stage/rollback" "$guard/rollback"
-    # It may write wherever the former files were, and asks systemd alone to start units. No folder of its own: on a full
-    # disk there would be none.
+    # It may write wherever the former files were, and asks systemd alone to start units. No /tmp of its own: on a full disk
+    # there would be none.
     cat >"/etc/systemd/system/${timer%.timer}.service" <<UNIT
 [Unit]
 Description=Bring the former files of $role back
@@ -163,7 +163,8 @@ while read -r kind mode owner group path; do
     gone)
         # A unit that is no longer wanted ends; its file alone would leave it running.
         case $path in
-        /etc/systemd/system/*.service | /etc/systemd/system/*.timer | /etc/systemd/system/*.socket | /etc/systemd/system/*.path)
+        /etc/systemd/system/*.service | /etc/systemd/system/*.timer | \
+            /etc/systemd/system/*.socket | /etc/systemd/system/*.path)
             units_gone=1
             systemctl disable --quiet "${path##*/}" || true # its file may be gone already
             systemctl stop "${path##*/}" || [ "$(systemctl show -p LoadState --value "${path##*/}")" = not-found ]

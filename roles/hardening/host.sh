@@ -3,6 +3,7 @@
 # `ask` prints a line for each thing that is amiss and changes nothing; `mend` mends these.
 mode=$1 compilers=$2 password_days=$3 tmp_options=$4 tmp_later=$5
 
+# What fails within a loop behind a pipe is said, and does not end the run: a kernel may refuse one of its keys for good.
 failed=
 item() { # NAME TEST MEND
     eval "$2" && return
