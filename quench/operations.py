@@ -214,7 +214,8 @@ def _services(units: list[str], managed: list[Managed]) -> Commands:
     steps = []
     if enable:
         steps.append(f"systemctl unmask --runtime --quiet --no-reload {shlex.join(enable)}")
-        steps.append(f"systemctl enable --quiet --no-reload {shlex.join(enable)}")
+        # Else it calls update-rc.d(8) for each that has a script of SysV's as well, which reloads systemd twice.
+        steps.append(f"SYSTEMCTL_SKIP_SYSV=1 systemctl enable --quiet --no-reload {shlex.join(enable)}")
     if enable or stale:
         # Once for all of them: it takes a tenth of a second, in which systemd does nothing else.
         steps.append("systemctl daemon-reload")

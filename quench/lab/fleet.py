@@ -45,11 +45,16 @@ _GENERATORS = (
     "bless-boot", "cryptsetup", "debug", "getty", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local", "run",
     "system-update", "veritysetup",
 )  # fmt: skip
+# systemd.path(5): each of these takes one of the few inotify instances of this machine, to ask for passwords at a
+# console that a container has not.
+_PATHS = ("console", "wall")
 # podman mounts a /tmp for systemd; it is the host's own to decide on that.
 _INIT = (
     "umount /tmp; mkdir -p /etc/systemd/system-generators; "
     f"for name in {' '.join(_GENERATORS)}; do "
-    "ln -sf /dev/null /etc/systemd/system-generators/systemd-$name-generator; done; exec /sbin/init"
+    "ln -sf /dev/null /etc/systemd/system-generators/systemd-$name-generator; done; "
+    f"for name in {' '.join(_PATHS)}; do "
+    "ln -sf /dev/null /etc/systemd/system/systemd-ask-password-$name.path; done; exec /sbin/init"
 )
 
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")

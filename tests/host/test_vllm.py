@@ -154,6 +154,8 @@ def test_engines_run_from_a_complete_version(host: Host, engines: list[EngineUni
         assert version, command
         # The hash of the lock file that it was built from.
         assert re.fullmatch(r"[0-9a-f]{64}", host.file(f"{version[1]}/.complete").content_string.strip())
+        # What serves installs nothing.
+        assert not host.file(f"{version[1]}/bin/pip").exists
 
 
 def test_models_are_complete(host: Host, engines: list[EngineUnit]) -> None:

@@ -357,7 +357,12 @@ def test_the_log_goes_on_at_its_end_after_a_restart_and_a_rotation(fleet: Fleet,
         return balancer.root(f"sleep 0.5; tail -n 1 {log}")
 
     before = int(balancer.root(f"wc -l <{log}"))
+    # One that came by way of the body router, whose idle connection HAProxy waits for before it ends.
+    large = question(messages=[{"role": "user", "content": "x" * 100_000}])
+    assert call(balancer, CHAT, body=large).status == 200
+    began = time.monotonic()
     balancer.root("systemctl restart haproxy.service")
+    assert time.monotonic() - began < 30
     assert wait(lambda: call(balancer, "/v1/models").status == 200, 10)
     assert "after-restart" in last_path("/after-restart")
     assert int(balancer.root(f"wc -l <{log}")) > before

@@ -57,27 +57,28 @@ def test_a_changed_file_is_found_and_no_new_baseline_hides_it(baselined: Node) -
     assert check(baselined)
 
 
-def test_what_quench_brings_becomes_the_baseline(baselined: Node) -> None:
-    taken = baseline(baselined)
+@pytest.fixture(scope="module")
+def brought(baselined: Node) -> Iterator[Node]:
+    """A host to which Quench has brought a file, as its manifest tells."""
     baselined.root("echo x >/etc/quench-test && echo x >/var/lib/quench/manifest/other")
-    try:
-        assert baseline(baselined) != taken
-        assert check(baselined)
-    finally:
-        baselined.root("rm -f /etc/quench-test /var/lib/quench/manifest/other")
-    baseline(baselined)
-    assert check(baselined)
+    yield baselined
+    baselined.root(_TAKE_AWAY)
 
 
-def test_what_quench_brings_is_no_alarm_before_its_baseline_is_taken_either(baselined: Node) -> None:
-    taken = baselined.root("stat -c %y /var/lib/aide/aide.db")
-    baselined.root("echo x >/etc/quench-test && echo x >/var/lib/quench/manifest/other")
-    try:
-        assert check(baselined)
-        assert baselined.root("stat -c %y /var/lib/aide/aide.db") != taken
-    finally:
-        baselined.root("rm -f /etc/quench-test /var/lib/quench/manifest/other")
-    assert check(baselined)
+_TAKE_AWAY = "rm -f /etc/quench-test /var/lib/quench/manifest/other"
+
+
+def test_what_quench_brings_becomes_the_baseline(brought: Node) -> None:
+    taken = brought.root("stat -c %y /var/lib/aide/aide.db")
+    assert baseline(brought) != taken
+    assert check(brought)
+
+
+def test_what_quench_takes_away_is_no_alarm_before_its_baseline_is_taken_either(brought: Node) -> None:
+    taken = brought.root("stat -c %y /var/lib/aide/aide.db")
+    brought.root(_TAKE_AWAY)
+    assert check(brought)
+    assert brought.root("stat -c %y /var/lib/aide/aide.db") != taken
 
 
 def failed(node: Node) -> bool:
