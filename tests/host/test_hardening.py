@@ -100,7 +100,9 @@ def test_nobody_dumps_core(host: Host) -> None:
 def test_accounts_of_services_have_no_shell(host: Host) -> None:
     rows = [line.split(":") for line in host.check_output("getent -s files passwd").splitlines()]
     shells = {row[0]: row[6] for row in rows if int(row[2]) < 1000 and row[0] not in ("root", "sync")}
-    keyed = {row[0] for row in rows if host.file(f"{row[5]}/.ssh/authorized_keys").exists}
+    paths = " ".join(f"{row[5]}/.ssh/authorized_keys" for row in rows)
+    keys = set(host.run(f"ls {paths} 2>/dev/null").stdout.split())
+    keyed = {row[0] for row in rows if f"{row[5]}/.ssh/authorized_keys" in keys}
     bad = {name for name, shell in shells.items() if not shell.endswith(("/nologin", "/false"))}
     sudoers = {name for name in bad if {"sudo", "wheel"} & set(host.check_output(f"id -nG {name}").split())}
     assert bad <= keyed | sudoers | {host.check_output("echo ${SUDO_USER:-}")}
