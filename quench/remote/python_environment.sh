@@ -42,5 +42,8 @@ if [ -n "$index" ]; then
 fi
 # The lock names every package with its hash, so nothing is resolved and nothing unknown is installed.
 "$folder/bin/python3" "$scratch/pip" install --quiet --no-input --no-cache-dir --disable-pip-version-check \
-    "$@" --requirement "$lock"
+    --no-compile "$@" --requirement "$lock"
+# Twenty thousand files for vLLM: on all cores, where pip would take one. Engines may not write here, and would compile
+# them anew at each start. Some packages bring files for other versions of Python, which are left as they are.
+"$folder/bin/python3" -m compileall -qq --workers 0 "$folder/lib" || true
 printf '%s\n' "$want" >"$folder/.complete"

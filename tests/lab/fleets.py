@@ -21,7 +21,7 @@ from tests.load.load import Load, Tally
 
 # Under which rollouts and decommissions of the tests are remembered.
 NAME = "test-fleet"
-WORDS = 250  # 5 s of the stand-in
+WORDS = 100  # 2 s of the stand-in
 
 BALANCERS = (
     HostSpec("lb1", "debian-12", zone="dmz", packages=STOCK),

@@ -101,7 +101,7 @@ def test_a_node_that_passes_the_host_checks_comes_back_and_its_requests_with_it_
 
 def test_a_rollout_right_after_a_reload_of_the_balancers_cuts_no_answer(fleet: Fleet, tmp_path: Path) -> None:
     # Longer than the drain takes: the answers that the former HAProxy has in flight are those that could be cut.
-    with running(fleet.load(key=key_of("demo"), streams=6, stream_words=4 * WORDS, plain=2)) as tally:
+    with running(fleet.load(key=key_of("demo"), streams=6, stream_words=1000, plain=2)) as tally:
         tally.wait(lambda tally: tally.flowing >= 6)
         for balancer in fleet.balancers:
             balancer.root("systemctl reload haproxy.service")
