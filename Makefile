@@ -8,10 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 NVIDIA_UNIT := $(wildcard tests/unit/test_nvidia_*.py) $(patsubst %, tests/unit/test_%.py, \
 	dcgm_exporter_settings lab_nvidia mig_settings packages_script reboot)
+LAB_FLEETS := $(wildcard tests/lab/test_fleet*.py) $(patsubst %, tests/lab/test_%.py, \
+	acme gateway input integrity keepalived keys lab lockout secrets)
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo demo-down check check-plans check-units test test-nvidia bench bench-fleet scorecard lock update-golden
+.PHONY: help demo demo-down check check-plans check-units test test-fleets test-hosts test-nvidia bench bench-fleet scorecard lock update-golden
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +51,19 @@ check-units:
 
 test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools
-	@pytest -q tests/lab
-	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all
+	@$(MAKE) --no-print-directory --jobs=2 test-fleets test-hosts
+
+# Two halves at the same time: while a test of one waits for its hosts, the other has both cores. What shares a lab is in
+# the same half. A line for each test, since dots of two halves would say nothing.
+test-fleets test-hosts: SHELL := bash
+test-fleets test-hosts: .SHELLFLAGS := -o pipefail -c
+
+test-fleets:
+	@pytest -v $(LAB_FLEETS) | sed --unbuffered 's/^/fleets  /'
+
+test-hosts:
+	@pytest -v $(filter-out $(LAB_FLEETS), $(wildcard tests/lab/test_*.py)) | sed --unbuffered 's/^/hosts   /'
+	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all | sed --unbuffered 's/^/hosts   /'
 
 test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults
 	@scripts/lab-tools
