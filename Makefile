@@ -12,6 +12,8 @@ LAB_FLEETS := $(wildcard tests/lab/test_fleet*.py) $(patsubst %, tests/lab/test_
 	acme gateway input integrity keepalived keys lab lockout secrets)
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
+# Each of the hundreds of runs of pyinfra in the tests would compile the roles anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo demo-down check check-plans check-units test test-fleets test-hosts test-nvidia bench bench-fleet scorecard lock update-golden
 
@@ -68,7 +70,7 @@ test-hosts:
 test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults
 	@scripts/lab-tools
 	@MOLECULE_GLOB="tests/molecule/gpu-*/molecule.yml" molecule test --all
-	@pytest -q $(NVIDIA_UNIT) $(wildcard tests/lab/test_nvidia_*.py)
+	@pytest -q --all-boards $(NVIDIA_UNIT) $(wildcard tests/lab/test_nvidia_*.py)
 
 bench: $(READY) ## Commands per host and seconds of a run with nothing to change
 	@scripts/lab-tools

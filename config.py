@@ -1,8 +1,14 @@
 """Settings of pyinfra itself, read whenever pyinfra runs in this folder, before it connects."""
 
+import os
+import sys
+
 from pyinfra import config
 
-from quench.preflight import before_connecting
+# pyinfra's command leaves no bytecode beside deploy files, and the roles would be compiled anew for each run.
+sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+
+from quench.preflight import before_connecting  # noqa: E402
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10"
 config.SUDO = True

@@ -15,6 +15,7 @@ sys.path.insert(0, str(CHECKOUT))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="write the golden trees anew")
+    parser.addoption("--all-boards", action="store_true", help="simulate each GPU board on each platform")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The NVIDIA stack on each platform and board, from bare. Simulated: all GPUs, their driver, Ubuntu and RHEL."""
+"""The NVIDIA stack on each platform and each board, from bare. Simulated: all GPUs, their driver, Ubuntu and RHEL."""
 
 from __future__ import annotations
 
@@ -20,15 +20,28 @@ from roles.nvidia_driver.compatibility import driver_set, table
 PLATFORMS = ["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04", "rhel-9", "rhel-10"]
 BOARDS = {"2xl4": 2, "8xh100": 8, "8xb200": 8}
 _GPUS = {"2xl4": "l4", "8xh100": "h100-sxm", "8xb200": "b200"}
-HOSTS = [f"{platform}-{board}" for platform in PLATFORMS for board in BOARDS]
-# Eighteen hosts are made, and get their packages, within the first of these tests.
+# Each platform once and each board twice; with --all-boards, which make test-nvidia gives, each with each.
+_ONCE = dict(zip(PLATFORMS, [*BOARDS, *reversed(BOARDS)], strict=True))
+# Up to eighteen hosts are made, and get their packages, within the first of these tests.
 pytestmark = pytest.mark.timeout(1200)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", hosts(metafunc.config))
+
+
+def hosts(config: pytest.Config) -> list[str]:
+    """The hosts by their names, PLATFORM-BOARD."""
+    every = config.getoption("all_boards")
+    return [f"{platform}-{board}" for platform in PLATFORMS for board in BOARDS if every or _ONCE[platform] == board]
+
+
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
-    """A host of each platform with each board after one run."""
-    specs = [HostSpec(f"{platform}-{board}", platform, board) for platform in PLATFORMS for board in BOARDS]
+def nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
+    """These hosts after one run."""
+    names = hosts(request.config)
+    specs = [HostSpec(name, *name.rsplit("-", 1)) for name in names]
     for nodes in hosts_of("test-nvidia", specs):
         run = provision(list(nodes.values()), tmp_path_factory.mktemp("first"), timeout=1000)
         assert run.code == 0, run.text[-6000:]
@@ -36,9 +49,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]
 
 
 def test_the_second_run_changes_nothing(nodes: dict[str, Node]) -> None:
-    run = run_pyinfra(nodes[HOSTS[0]], "-y", "--json", deploy=GPU_DEPLOY)
+    run = run_pyinfra(next(iter(nodes.values())), "-y", "--json", deploy=GPU_DEPLOY)
     assert run.code == 0, run.text[-3000:]
-    assert run.totals["hosts"] >= len(HOSTS)
+    assert run.totals["hosts"] >= len(nodes)
     assert (run.totals["success"], run.totals["error"]) == (0, 0)
 
 
@@ -54,31 +67,29 @@ def expected(platform: str, board: str) -> dict[str, str]:
     return {**wanted.packages, **parts, "datacenter-gpu-manager-exporter": release.exporter, **needed}
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_the_set_is_exactly_the_pinned_one_and_it_computes(nodes: dict[str, Node], host: str) -> None:
-    node = nodes[host]
-    platform, _, board = host.rpartition("-")
+def test_the_set_is_exactly_the_pinned_one_and_it_computes(nodes: dict[str, Node], name: str) -> None:
+    node = nodes[name]
+    platform, _, board = name.rpartition("-")
     assert family(node) == expected(platform, board)
     assert loaded(node) == OLD
     assert cuda(node) == f"0 {BOARDS[board]}"
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_the_board_decides_on_fabric_manager_and_subnet_manager(nodes: dict[str, Node], host: str) -> None:
-    has = set(family(nodes[host])) & {"nvidia-fabricmanager", "nvlsm"}
-    board = host.rpartition("-")[2]
+def test_the_board_decides_on_fabric_manager_and_subnet_manager(nodes: dict[str, Node], name: str) -> None:
+    has = set(family(nodes[name])) & {"nvidia-fabricmanager", "nvlsm"}
+    board = name.rpartition("-")[2]
     assert (
         has == {"2xl4": set(), "8xh100": {"nvidia-fabricmanager"}, "8xb200": {"nvidia-fabricmanager", "nvlsm"}}[board]
     )
     # The start script of the fabric manager asks it for adapters.
-    assert bool(nodes[host].root("command -v ibstat; true")) == (board == "8xb200")
+    assert bool(nodes[name].root("command -v ibstat; true")) == (board == "8xb200")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_mirror_has_newer_versions_and_an_upgrade_of_everything_moves_none(
     nodes: dict[str, Node], platform: str
 ) -> None:
-    node = nodes[f"{platform}-8xb200"]
+    node = nodes[f"{platform}-{_ONCE[platform]}"]
     before = family(node)
     if platform.startswith("rhel"):
         offered = node.root("dnf -q --disableexcludes=all repoquery --qf '%{version}' nvidia-driver-cuda")
@@ -92,12 +103,12 @@ def test_the_mirror_has_newer_versions_and_an_upgrade_of_everything_moves_none(
 
 def test_the_checks_of_a_live_host_pass(nodes: dict[str, Node], tmp_path: Path) -> None:
     # On debian-12 and rhel-9 molecule runs them. What they ask differs by platform and by board.
-    hosts = ["debian-13-2xl4", "ubuntu-22.04-8xh100", "ubuntu-24.04-8xb200", "rhel-10-2xl4"]
+    others = [f"{platform}-{board}" for platform, board in _ONCE.items() if platform not in ("debian-12", "rhel-9")]
     config = tmp_path / "ssh_config"
-    config.write_text(fleet.ssh_config(nodes[HOSTS[0]].lab))
+    config.write_text(fleet.ssh_config(next(iter(nodes.values())).lab))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/host", "--sudo", f"--ssh-config={config}",
-         f"--hosts={','.join(f'ssh://{host}' for host in hosts)}"],
+         f"--hosts={','.join(f'ssh://{host}' for host in others)}"],
         cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=550,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
