@@ -254,7 +254,7 @@ def test_the_mesh_gets_another_authority_under_load(fleet: Fleet, tmp_path: Path
             options = ("-y", "--limit", "balancers", "--serial")
             run = run_pyinfra(fleet.nodes[0], *options, inventory=inventory, deploy=BALANCER_DEPLOY)
             assert run.code == 0, run.text[-3000:]
-            run = rollout(fleet, inventory)
+            run = rollout(fleet, inventory, "--batch", "2")
             assert run.code == 0, run.text[-3000:]
     assert lost(tally) == []
     assert tally.count()["ok"] > 50

@@ -196,32 +196,6 @@ def test_the_engines_filter_lets_nothing_out(real_node: Node) -> None:
     assert real_node.root(filtered) == "stopped"
 
 
-def test_a_stop_lets_a_streamed_answer_finish(real_node: Node, client: openai.OpenAI) -> None:
-    # An answer that was over before the stop came shows nothing, so there are a few tries; none may be cut.
-    for _ in range(4):
-        answer = client.completions.create(
-            model=MODEL,
-            prompt="hello",
-            max_tokens=900,
-            n=8,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-        next(answer)
-        with ThreadPoolExecutor(1) as pool:
-            begun = time.monotonic()
-            stopping = pool.submit(real_node.root, f"systemctl stop vllm@{MODEL}.service")
-            *_, last = answer
-            ended = time.monotonic()
-            stopping.result(timeout=90)
-        real_node.root(f"systemctl start vllm@{MODEL}.service")
-        assert last.usage is not None and last.usage.completion_tokens == 8 * 900
-        if ended - begun > 0.5:
-            return
-    pytest.fail("no answer was still being given when the engine was stopped")
-
-
 def test_pyinfras_own_operations_bring_files_to_a_hardened_host(real_node: Node, tmp_path: Path) -> None:
     """By SFTP, as an operator would do it beside Quench: sshd and a /tmp without programs let that through."""
     source = tmp_path / "note"
@@ -250,6 +224,33 @@ def test_the_host_checks_pass_here_as_on_a_live_server(real_node: Node, tmp_path
     assert done.returncode == 0, done.stdout[-4000:]
     # pytest ends with 0 as well if all is skipped.
     assert " passed" in done.stdout.splitlines()[-1]
+
+
+def test_a_stop_lets_a_streamed_answer_finish(real_node: Node, client: openai.OpenAI) -> None:
+    # An answer that was over before the stop came shows nothing, so there are a few tries; none may be cut. The engine
+    # stays stopped: the next test starts another.
+    for _ in range(4):
+        answer = client.completions.create(
+            model=MODEL,
+            prompt="hello",
+            max_tokens=900,
+            n=8,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        next(answer)
+        with ThreadPoolExecutor(1) as pool:
+            begun = time.monotonic()
+            stopping = pool.submit(real_node.root, f"systemctl stop vllm@{MODEL}.service")
+            *_, last = answer
+            ended = time.monotonic()
+            stopping.result(timeout=90)
+        assert last.usage is not None and last.usage.completion_tokens == 8 * 900
+        if ended - begun > 0.5:
+            return
+        real_node.root(f"systemctl start vllm@{MODEL}.service")
+    pytest.fail("no answer was still being given when the engine was stopped")
 
 
 def test_a_model_that_is_split_over_two_workers_answers(real_node: Node, tmp_path: Path) -> None:
