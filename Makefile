@@ -10,12 +10,14 @@ NVIDIA_UNIT := $(wildcard tests/unit/test_nvidia_*.py) $(patsubst %, tests/unit/
 	dcgm_exporter_settings lab_nvidia mig_settings packages_script reboot)
 LAB_FLEETS := $(wildcard tests/lab/test_fleet*.py) $(patsubst %, tests/lab/test_%.py, \
 	acme gateway input integrity keepalived keys lab lockout secrets)
+LAB_GPUS := $(wildcard tests/lab/test_nvidia_*.py)
+TEST_PARTS := test-fleets test-hosts test-gpus test-molecule
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 # Each of the hundreds of runs of pyinfra in the tests would compile the roles anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-down check check-plans check-units test test-fleets test-hosts test-nvidia bench bench-fleet scorecard lock update-golden
+.PHONY: help demo demo-down check check-plans check-units test $(TEST_PARTS) test-nvidia bench bench-fleet scorecard lock update-golden
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,24 +55,29 @@ check-units:
 
 test: check ## Everything: real hosts, the real engine, molecule
 	@scripts/lab-tools
-	@$(MAKE) --no-print-directory --jobs=2 test-fleets test-hosts
+	@$(MAKE) --no-print-directory --jobs=2 $(TEST_PARTS)
 
-# Two halves at the same time: while a test of one waits for its hosts, the other has both cores. What shares a lab is in
-# the same half. A line for each test, since dots of two halves would say nothing.
-test-fleets test-hosts: SHELL := bash
-test-fleets test-hosts: .SHELLFLAGS := -o pipefail -c
+# Two parts at the same time: while a test of one waits for its hosts, the other has both cores. Tests that share a lab are
+# in the same part. A line for each test, since dots of two parts would say nothing.
+$(TEST_PARTS): SHELL := bash
+$(TEST_PARTS): .SHELLFLAGS := -o pipefail -c
 
 test-fleets:
-	@pytest -v $(LAB_FLEETS) | sed --unbuffered 's/^/fleets  /'
+	@pytest -v $(LAB_FLEETS) | sed --unbuffered 's/^/fleets   /'
 
 test-hosts:
-	@pytest -v $(filter-out $(LAB_FLEETS), $(wildcard tests/lab/test_*.py)) | sed --unbuffered 's/^/hosts   /'
-	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all | sed --unbuffered 's/^/hosts   /'
+	@pytest -v $(filter-out $(LAB_FLEETS) $(LAB_GPUS), $(wildcard tests/lab/test_*.py)) | sed --unbuffered 's/^/hosts    /'
+
+test-gpus:
+	@pytest -v $(LAB_GPUS) | sed --unbuffered 's/^/gpus     /'
+
+test-molecule:
+	@MOLECULE_GLOB="tests/molecule/*/molecule.yml" molecule test --all 2>&1 | sed --unbuffered 's/^/molecule /'
 
 test-nvidia: $(READY) ## The NVIDIA stack alone, on simulated GPUs: all platforms, upgrade, rollback, faults
 	@scripts/lab-tools
 	@MOLECULE_GLOB="tests/molecule/gpu-*/molecule.yml" molecule test --all
-	@pytest -q --all-boards $(NVIDIA_UNIT) $(wildcard tests/lab/test_nvidia_*.py)
+	@pytest -q --all-boards $(NVIDIA_UNIT) $(LAB_GPUS)
 
 bench: $(READY) ## Commands per host and seconds of a run with nothing to change
 	@scripts/lab-tools
