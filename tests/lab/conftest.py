@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from quench.lab.state import HostSpec
+from quench.lab.state import HostSpec, cache_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,6 +19,40 @@ from support import STOCK, Node, hosts_of, run_pyinfra
 
 # A secret that the engines get, and that must show up nowhere but in its place.
 CANARY_TOKEN = "hf_canaryCANARYcanary0123456789"
+
+_TURN = pytest.StashKey[IO[str]]()
+
+
+def _take(turn: IO[str], kind: int) -> None:
+    """Wait for a turn. Whoever waits to be alone is not overtaken by those that come after him."""
+    with (cache_folder() / "tests.next").open("a") as following:
+        fcntl.flock(following, fcntl.LOCK_EX)
+        fcntl.flock(turn, kind)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """`make test` runs two parts at the same time: a test runs beside those of the other part ..."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "tests.turn").open("a") as turn:
+        _take(turn, fcntl.LOCK_SH)
+        item.stash[_TURN] = turn
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """... and one whose times count, which is marked `alone`, while the other part waits between two of its tests."""
+    if item.get_closest_marker("alone") is None:
+        return (yield)
+    turn = item.stash[_TURN]
+    # Two that want to be alone would else wait for each other.
+    fcntl.flock(turn, fcntl.LOCK_UN)
+    _take(turn, fcntl.LOCK_EX)
+    try:
+        return (yield)
+    finally:
+        fcntl.flock(turn, fcntl.LOCK_SH)
 
 
 @pytest.fixture(scope="session")

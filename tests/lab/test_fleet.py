@@ -595,6 +595,7 @@ def holder(fleet: Fleet) -> Node:
     return found[0]
 
 
+@pytest.mark.alone
 def test_the_address_moves_within_3_seconds_when_haproxy_ends(fleet: Fleet) -> None:
     first = holder(fleet)
     assert (
@@ -604,6 +605,7 @@ def test_the_address_moves_within_3_seconds_when_haproxy_ends(fleet: Fleet) -> N
     first.root("systemctl start haproxy.service")
 
 
+@pytest.mark.alone
 def test_the_address_moves_within_3_seconds_when_a_balancer_loses_its_power(fleet: Fleet) -> None:
     first = holder(fleet)
     assert longest_silence(fleet, lambda: labs.switch_off(first.lab, first.name)) < 3

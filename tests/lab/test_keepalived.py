@@ -199,6 +199,8 @@ def moved(balancers: Balancers, end: Callable[[Node], object]) -> float:
         wait_for(lambda: any(name == after.name for _, name in client.answers))
         # It stays there.
         time.sleep(1)
+        later = len(client.answers) + 5
+        wait_for(lambda: len(client.answers) >= later)
     assert [name for _, name in client.answers][-5:] == [after.name] * 5
     return client.outage(before.name, after.name)
 
@@ -329,6 +331,7 @@ def announce(source: str, target: str, address: str) -> None:
 Record = Callable[[str, object], None]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("how", "command", "back", "within"),
     [
@@ -351,6 +354,7 @@ def test_a_frontend_that_answers_no_more_loses_the_address_and_does_not_take_it_
     assert outage < within
 
 
+@pytest.mark.alone
 def test_a_host_that_is_switched_off_loses_the_address_and_does_not_take_it_back(
     balancers: Balancers, record_property: Record
 ) -> None:

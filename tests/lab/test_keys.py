@@ -154,6 +154,7 @@ def test_a_map_that_the_process_has_lost_is_brought_back(keys: Keys) -> None:
     assert status(balancer, keys.load_key) == 200
 
 
+@pytest.mark.alone
 def test_a_key_comes_and_goes_on_a_balancer_and_on_a_node_without_one(keys: Keys) -> None:
     balancer, node = keys.fleet.balancers[0], keys.fleet.nodes[0]
     run = run_pyinfra(node, "-y", "--limit", "inference", inventory=keys.inventory(alone=True), deploy=DEPLOY)
