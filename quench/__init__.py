@@ -4,22 +4,13 @@ from quench.contracts import Certificate, Engine, Flow, Gpus, HostEngine, LogFil
 from quench.files import Managed, ManagedDirectory, ManagedFile, template, to_json, to_yaml
 from quench.flows import WORLD, download, zone_of
 from quench.guard import prove
-from quench.operations import (
-    account,
-    ask,
-    confirm,
-    ensure,
-    install,
-    keep_off,
-    model_files,
-    packages,
-    pinned_packages,
-    python_environment,
-    require_path,
-    service,
-    services,
-    shell_script,
-)
+from quench.operations.accounts import account
+from quench.operations.commands import shell_script
+from quench.operations.downloads import model_files, python_environment
+from quench.operations.files import install
+from quench.operations.packages import packages, pinned_packages
+from quench.operations.questions import ask, confirm, ensure, require_path
+from quench.operations.services import keep_off, service, services
 from quench.plan import Peer, allow, allowed, peers
 from quench.preflight import planned, preflight
 from quench.problems import Problem, Refused

@@ -13,7 +13,8 @@ from pyinfra.api.state import State
 from quench import facts
 from quench.facts import STATE_DIRECTORY, rollback_unit
 from quench.files import Managed
-from quench.operations import asked, change, failure, in_place
+from quench.operations.commands import change, failure
+from quench.operations.files import asked, in_place
 from quench.transport import connect_once
 
 # Seconds for a command that answers at once.

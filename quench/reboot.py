@@ -12,7 +12,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from quench import facts
-from quench.operations import failure
+from quench.operations.commands import failure
 from quench.transport import connect_once
 
 # A container keeps the boot id of the machine that it runs on; its first process is another after a reboot.

@@ -32,7 +32,7 @@ from quench import haproxy
 from quench.decommission import CACHES, MODELS, Certificate, Found, Leaving, parse
 from quench.facts import STATE_DIRECTORY
 from quench.files import CHECKOUT
-from quench.operations import remote_script, shell_script
+from quench.operations.commands import remote_script, shell_script
 from quench.problems import Problem, Refused
 from quench.rollout_fleet import Failure, Kept
 from quench.rollout_record import Claim

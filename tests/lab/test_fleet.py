@@ -24,7 +24,7 @@ from support import BALANCER_DEPLOY, CHECKOUT, MODEL, Node, run_pyinfra, write, 
 
 from quench import ca
 from quench.lab import fleet as labs
-from quench.operations import shell_script
+from quench.operations.commands import shell_script
 from tests.load.load import running
 
 CHAT = "/v1/chat/completions"

@@ -15,7 +15,7 @@ from fleets import NAME, WORDS, Fleet, all_up, ask, forgotten, key_of, lost, ser
 from support import MODEL, Node, Run, background, lab_data, run_pyinfra, run_quench, write_inventory
 
 from quench.facts import STATE_DIRECTORY
-from quench.operations import remote_script
+from quench.operations.commands import remote_script
 from tests.load.load import running
 
 

@@ -13,7 +13,7 @@ from test_interrupted import serves
 from quench.facts import STATE_DIRECTORY
 from quench.lab import fleet
 from quench.lab.state import HostSpec
-from quench.operations import remote_script
+from quench.operations.commands import remote_script
 
 LAB = "test-release"
 FAILED = "systemctl --failed --plain --no-legend"

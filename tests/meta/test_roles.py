@@ -14,7 +14,7 @@ DEPLOYS = sorted((CHECKOUT / "deploys").glob("*.py"))
 OPERATIONS = {
     name
     for name in quench.__all__
-    if inspect.isfunction(getattr(quench, name)) and getattr(quench, name).__module__ == "quench.operations"
+    if inspect.isfunction(getattr(quench, name)) and getattr(quench, name).__module__.startswith("quench.operations.")
 } - {"require_path"}
 
 

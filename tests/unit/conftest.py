@@ -2,14 +2,17 @@ import grp
 import hashlib
 import os
 import pwd
+import shlex
 from contextlib import contextmanager
 
 import pytest
 from pyinfra.api import Config, Inventory, State
 from pyinfra.context import ctx_host, ctx_state
 
-from quench import Engine, Refused, ca, facts, openpgp, operations
+from quench import Engine, ManagedDirectory, ManagedFile, Refused, ca, facts, openpgp, secrets
 from quench.files import CHECKOUT
+from quench.operations import files, services
+from quench.secrets import SecretRef
 from roles.nginx import NginxSettings
 from roles.vllm import VllmSettings
 from roles.vllm.files import ROUTES
@@ -18,6 +21,7 @@ SERVER_NAME = "llm.example.org"
 # A public key whose private half was thrown away.
 REPOSITORY_KEY = CHECKOUT / "tests" / "golden" / "keys" / "repository.asc"
 EXPORTER_ADDRESS = "10.0.30.14"
+UNIT = "engine.service"
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +136,7 @@ def _current(name, data):
 def this_machine(tmp_path, monkeypatch):
     """This machine as pyinfra's current host, with Quench's state in a folder of the test. Facts are real."""
     state = tmp_path / "state"
-    for module in (facts, operations):
+    for module in (facts, files, services):
         monkeypatch.setattr(module, "STATE_DIRECTORY", str(state))
     with _current("@local", {}):
         yield state
@@ -152,3 +156,58 @@ def commands():
             return [str(command) for command in operation._inner(**arguments)]
 
     return run
+
+
+@pytest.fixture
+def shell():
+    """What a command runs under the lock."""
+
+    def find(command):
+        words = shlex.split(command)
+        assert words[0] == "flock"
+        return words[words.index("-c") + 1]
+
+    return find
+
+
+@pytest.fixture
+def arguments():
+    """The arguments that a command gives to its script, from the script's name on."""
+
+    def find(command):
+        words = shlex.split(command)
+        return words[words.index("-c") + 2 : words.index("||")]
+
+    return find
+
+
+@pytest.fixture
+def wanted(tmp_path, me):
+    """The folder and the files of a role, one read by a reload and one by a start of UNIT."""
+    root = tmp_path / "root"
+    return [
+        ManagedDirectory(f"{root}/etc/engine", mode=0o750, **me),
+        ManagedFile(f"{root}/etc/engine/a.conf", "a\n", check="check-a", reloads=UNIT, **me),
+        ManagedFile(f"{root}/etc/engine/b.conf", "b\n", mode=0o600, check="check-b", restarts=UNIT, **me),
+    ]
+
+
+@pytest.fixture
+def install(this_machine):
+    """The commands of an installation on this machine, as it is."""
+    return lambda managed: list(files._install._inner(role="engine", managed=managed))
+
+
+@pytest.fixture
+def canary():
+    return "canary-5f1d"
+
+
+@pytest.fixture
+def secret_file(tmp_path, me, monkeypatch, canary):
+    """A file of UNIT with a secret in it."""
+    monkeypatch.setenv("QUENCH_TEST_INSTALL", canary)
+    secrets._resolve.cache_clear()
+    secret = SecretRef("env:QUENCH_TEST_INSTALL")
+    yield ManagedFile(f"{tmp_path}/key", f"key={secret}\n", mode=0o600, restarts=UNIT, secrets=(secret,), **me)
+    secrets._resolve.cache_clear()

@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 
-from quench import operations
 from quench.files import CHECKOUT
+from quench.operations.commands import stripped
 
 REMOTE = sorted((CHECKOUT / "quench" / "remote").glob("*.sh"))
 # Those of a role ask, and change nothing: they go on after an answer.
@@ -27,7 +27,7 @@ def test_a_remote_script_is_good_shell(script, checker):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_a_remote_script_is_good_shell_as_it_travels_without_its_comments(script):
-    text = operations._stripped(script)
+    text = stripped(script)
     assert "\n#" not in text
     done = subprocess.run(["sh", "-n"], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
