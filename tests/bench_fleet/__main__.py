@@ -8,6 +8,7 @@ had an error. Other aims that are missed are named.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -216,6 +217,9 @@ def report(fleet: Fleet, found: dict[str, Any], loads: dict[str, float], seconds
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="python -m tests.bench_fleet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     os.environ["QUENCH_LAB"] = LAB
     os.chdir(CHECKOUT)
     try:
