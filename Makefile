@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NVIDIA_UNIT := $(wildcard tests/unit/test_nvidia_*.py) $(patsubst %, tests/unit/test_%.py, \
 	dcgm_exporter_settings lab_nvidia mig_settings packages_script reboot)
 LAB_FLEETS := $(wildcard tests/lab/test_fleet*.py) $(patsubst %, tests/lab/test_%.py, \
-	acme gateway input integrity keepalived keys lab lockout secrets)
+	acme gateway input integrity keepalived keys lab lockout mounts release secrets)
 LAB_GPUS := $(wildcard tests/lab/test_nvidia_*.py)
 TEST_PARTS := test-fleets test-hosts test-gpus test-molecule
 READY := $(VENV)/.ready
@@ -65,8 +65,10 @@ $(TEST_PARTS): .SHELLFLAGS := -o pipefail -c
 test-fleets:
 	@pytest -v $(LAB_FLEETS) | sed --unbuffered 's/^/fleets   /'
 
+# The first has the longest test, for which those of the other part that are to run alone would have to wait.
 test-hosts:
-	@pytest -v $(filter-out $(LAB_FLEETS) $(LAB_GPUS), $(wildcard tests/lab/test_*.py)) | sed --unbuffered 's/^/hosts    /'
+	@pytest -v tests/lab/test_interrupted.py \
+		$(filter-out %/test_interrupted.py $(LAB_FLEETS) $(LAB_GPUS), $(wildcard tests/lab/test_*.py)) | sed --unbuffered 's/^/hosts    /'
 
 test-gpus:
 	@pytest -v $(LAB_GPUS) | sed --unbuffered 's/^/gpus     /'
