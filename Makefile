@@ -58,7 +58,7 @@ test: check ## Everything: real hosts, the real engine, molecule
 	@$(MAKE) --no-print-directory --jobs=2 $(TEST_PARTS)
 
 # Two parts at the same time: while a test of one waits for its hosts, the other has both cores. Tests that share a lab are
-# in the same part. A line for each test, since dots of two parts would say nothing.
+# in the same part; those of single hosts fill up the part of the fleets, which waits more. A line for each test, since dots of two parts would say nothing.
 $(TEST_PARTS): SHELL := bash
 $(TEST_PARTS): .SHELLFLAGS := -o pipefail -c
 

@@ -60,25 +60,34 @@ def test_a_changed_file_is_found_and_no_new_baseline_hides_it(baselined: Node) -
 @pytest.fixture(scope="module")
 def brought(baselined: Node) -> Iterator[Node]:
     """A host to which Quench has brought a file, as its manifest tells."""
-    baselined.root("echo x >/etc/quench-test && echo x >/var/lib/quench/manifest/other")
+    write_as_quench(baselined, "x")
     yield baselined
-    baselined.root(_TAKE_AWAY)
+    take_away(baselined)
 
 
-_TAKE_AWAY = "rm -f /etc/quench-test /var/lib/quench/manifest/other"
+def write_as_quench(node: Node, text: str) -> None:
+    node.root(f"echo {text} >/etc/quench-test && echo {text} >/var/lib/quench/manifest/other")
 
 
-def test_what_quench_brings_becomes_the_baseline(brought: Node) -> None:
+def take_away(node: Node) -> None:
+    node.root("rm -f /etc/quench-test /var/lib/quench/manifest/other")
+
+
+def test_what_quench_brings_is_no_alarm_before_its_baseline_is_taken(brought: Node) -> None:
     taken = brought.root("stat -c %y /var/lib/aide/aide.db")
-    assert baseline(brought) != taken
-    assert check(brought)
-
-
-def test_what_quench_takes_away_is_no_alarm_before_its_baseline_is_taken_either(brought: Node) -> None:
-    taken = brought.root("stat -c %y /var/lib/aide/aide.db")
-    brought.root(_TAKE_AWAY)
     assert check(brought)
     assert brought.root("stat -c %y /var/lib/aide/aide.db") != taken
+
+
+def test_what_quench_changes_and_takes_away_becomes_the_baseline(brought: Node) -> None:
+    taken = brought.root("stat -c %y /var/lib/aide/aide.db")
+    write_as_quench(brought, "y")
+    changed = baseline(brought)
+    assert changed != taken
+    assert check(brought)
+    take_away(brought)
+    assert baseline(brought) != changed
+    assert check(brought)
 
 
 def failed(node: Node) -> bool:
